@@ -1,0 +1,5 @@
+"""Apply the base role alone."""
+
+from gpurack.site import apply
+
+apply("base")

@@ -1,0 +1,5 @@
+"""Apply the docker role alone."""
+
+from gpurack.site import apply
+
+apply("docker")

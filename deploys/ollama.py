@@ -1,0 +1,5 @@
+"""Apply the ollama role alone."""
+
+from gpurack.site import apply
+
+apply("ollama")

@@ -1,0 +1,11 @@
+"""Everything, in order: what ``pyinfra inventories/prod deploys/`` runs."""
+
+from gpurack.site import apply
+
+apply(
+    "base",
+    "users",
+    "sshd",
+    "docker",
+    "ollama",
+)

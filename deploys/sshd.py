@@ -1,0 +1,5 @@
+"""Apply the sshd role alone."""
+
+from gpurack.site import apply
+
+apply("sshd")

@@ -1,0 +1,5 @@
+"""Apply the users role alone."""
+
+from gpurack.site import apply
+
+apply("users")

@@ -1,0 +1,1 @@
+"""Roles: one folder each, applied in the order of deploys/site.py."""

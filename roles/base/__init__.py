@@ -1,0 +1,1 @@
+"""What every host needs: name, time, package sources, security updates, logs and kernel parameters."""

@@ -1,0 +1,1 @@
+"""Ollama as a Compose project, on NVIDIA GPUs or on the CPU."""

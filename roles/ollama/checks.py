@@ -1,0 +1,168 @@
+"""Controls of the ollama role."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpurack import imagearchive
+from gpurack.controls import NotApplicable, control
+from roles.ollama.settings import OllamaSettings
+
+
+def _container(host: Any) -> dict[str, Any]:
+    label = "com.docker.compose"
+    found = host.run(
+        f"docker ps --all --quiet --filter label={label}.project=ollama --filter label={label}.service=ollama"
+    )
+    assert found.rc == 0, f"docker does not answer: {found.stderr.strip()}"
+    ids = found.stdout.split()
+    assert len(ids) == 1, f"there are {len(ids)} containers of the service, not 1"
+    container: dict[str, Any] = json.loads(host.check_output("docker container inspect %s", ids[0]))[0]
+    return container
+
+
+@control(
+    "OLLA-01",
+    "The service runs, is healthy and comes back after a reboot",
+    severity="critical",
+    satisfies=["CIS Docker 1.6 5.27"],
+)
+def test_service_is_healthy(host: Any, settings: OllamaSettings) -> None:
+    """The health check asks the server itself; a running process alone may be stuck."""
+    container = _container(host)
+    state = container["State"]
+    assert state["Status"] == "running", f"the container is {state['Status']}, exit status {state['ExitCode']}"
+    health = (state.get("Health") or {}).get("Status")
+    assert health == "healthy", f"the container is {health or 'without a health check'}"
+    policy = container["HostConfig"]["RestartPolicy"]["Name"]
+    assert policy == "unless-stopped", f"its restart policy is {policy or 'no'}: a reboot may leave it down"
+
+
+@control("OLLA-02", "The API answers on its published address", severity="critical")
+def test_api_answers(host: Any, settings: OllamaSettings) -> None:
+    """What users and the gateway see: version in hand, the way through the port is open."""
+    publish = settings.publish.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - not bound here
+    answer = host.run("curl --silent --show-error --fail --max-time 10 %s", f"http://{publish}/api/version")
+    assert answer.rc == 0, f"{publish} does not answer: {answer.stderr.strip()}"
+    version = json.loads(answer.stdout)["version"]
+    assert version == settings.version, f"the server is version {version}, not {settings.version}"
+
+
+@control("OLLA-03", "The container runs the pinned image", severity="high")
+def test_image_is_pinned(host: Any, settings: OllamaSettings) -> None:
+    """A moved tag or a container left from before is another program than the one that was approved."""
+    container = _container(host)
+    reference = container["Config"]["Image"]
+    assert reference == settings.reference, f"the container was made from {reference}, not {settings.reference}"
+    image = host.run("docker image inspect --format '{{.Id}}' %s", settings.reference)
+    assert image.rc == 0, f"image {settings.reference} is not on the host"
+    assert container["Image"] == image.stdout.strip(), "the container runs an older image of the same name"
+    if settings.image_archive:
+        ids = imagearchive.read(settings.image_archive).ids(settings.reference)
+        assert container["Image"] in ids, f"the image is not the one in {settings.image_archive.name}"
+
+
+@control(
+    "OLLA-04",
+    "The API is published on the chosen address only",
+    severity="critical",
+    satisfies=["CIS Docker 1.6 5.14", "ISO 27001 A.8.20"],
+)
+def test_published_address(host: Any, settings: OllamaSettings) -> None:
+    """Docker's published ports pass the host's firewall by; Ollama asks nobody who they are."""
+    bindings = _container(host)["HostConfig"]["PortBindings"] or {}
+    found = {
+        f"{port} on {item['HostIp'] or '0.0.0.0'}:{item['HostPort']}"  # noqa: S104 - not bound here
+        for port, items in bindings.items()
+        for item in items or []
+    }
+    wanted = {f"11434/tcp on {settings.publish_address}:{settings.publish_port}"}
+    assert found == wanted, f"published is {', '.join(sorted(found)) or 'nothing'}, not {', '.join(wanted)}"
+
+
+@control("OLLA-05", "The server's environment is that of the settings", severity="medium")
+def test_environment(host: Any, settings: OllamaSettings) -> None:
+    """Context, parallelism and cache type decide memory; keep-alive decides the wait for the first answer."""
+    found = dict(item.split("=", 1) for item in _container(host)["Config"]["Env"])
+    wrong = [
+        f"{name} is {found.get(name)!r}, not {value!r}"
+        for name, value in settings.environment.items()
+        if found.get(name) != value
+    ]
+    wrong += [
+        f"{name} is set, to {value!r}"
+        for name, value in found.items()
+        if name.startswith("OLLAMA_") and name not in settings.environment and not name.startswith("OLLAMA_DOUBLE_")
+    ]
+    assert not wrong, "; ".join(wrong)
+
+
+@control("OLLA-06", "Prompts do not leave for Ollama's cloud", severity="high", satisfies=["ISO 27001 A.8.12"])
+def test_no_cloud(host: Any, settings: OllamaSettings) -> None:
+    """A model named ...-cloud is answered by ollama.com through the local port, unless the server is told not to."""
+    if not settings.no_cloud:
+        raise NotApplicable("no_cloud is off in the settings")
+    assert "OLLAMA_NO_CLOUD=1" in _container(host)["Config"]["Env"], "OLLAMA_NO_CLOUD=1 is not set"
+
+
+@control(
+    "OLLA-07",
+    "Models are kept in the chosen directory, for root alone",
+    severity="medium",
+    satisfies=["ISO 27001 A.8.3"],
+)
+def test_models_directory(host: Any, settings: OllamaSettings) -> None:
+    """Fine-tuned weights are company data; another path may be on a disk without room or backup."""
+    directory = host.file(settings.models_dir)
+    assert directory.is_directory, f"{settings.models_dir} is missing"
+    assert (directory.user, directory.mode) == ("root", 0o700), (
+        f"{settings.models_dir} belongs to {directory.user} with mode {directory.mode:o}, not to root with 700"
+    )
+    mounts = {item["Destination"]: item["Source"] for item in _container(host)["Mounts"]}
+    assert mounts.get("/root/.ollama") == settings.models_dir, f"mounted is {mounts.get('/root/.ollama')}"
+
+
+@control(
+    "OLLA-08",
+    "The container has no more rights than it needs",
+    severity="high",
+    satisfies=["CIS Docker 1.6 5.5", "CIS Docker 1.6 5.26"],
+)
+def test_no_extra_rights(host: Any, settings: OllamaSettings) -> None:
+    """A privileged container is root on the host."""
+    config = _container(host)["HostConfig"]
+    assert not config["Privileged"], "the container is privileged"
+    assert "no-new-privileges:true" in (config["SecurityOpt"] or []), "no-new-privileges is not set"
+    assert not config["CapAdd"], f"added capabilities: {config['CapAdd']}"
+
+
+@control("OLLA-09", "The server has the GPUs of the settings", severity="high")
+def test_gpus(host: Any, settings: OllamaSettings) -> None:
+    """Without its reservation the server falls back to the CPU, silently and many times slower."""
+    requests = _container(host)["HostConfig"].get("DeviceRequests") or []
+    if settings.accelerator == "cpu":
+        assert not requests, f"a CPU server reserves devices: {requests}"
+        return
+    assert len(requests) == 1 and requests[0]["Driver"] == "nvidia", f"device requests are {requests}"
+    count = -1 if settings.gpu_count == "all" else settings.gpu_count
+    wanted = (0, list(settings.gpu_device_ids)) if settings.gpu_device_ids else (count, [])
+    found = (requests[0]["Count"], requests[0]["DeviceIDs"] or [])
+    assert found == wanted, f"reserved are (count, ids) {found}, not {wanted}"
+
+
+@control("OLLA-10", "The Compose file is the one of the settings, for root alone", severity="medium")
+def test_compose_file(host: Any, settings: OllamaSettings) -> None:
+    """The next `docker compose up` makes of the host what this file says."""
+    path = "/etc/gpurack/compose/ollama/compose.yaml"
+    file = host.file(path)
+    assert file.exists, f"{path} is missing"
+    assert (file.user, file.mode) == ("root", 0o600), f"{path} belongs to {file.user} with mode {file.mode:o}"
+    answer = host.run("docker compose --file %s config --format json", path)
+    assert answer.rc == 0, f"{path}: {answer.stderr.strip()}"
+    service = json.loads(answer.stdout)["services"].get("ollama", {})
+    assert service.get("image") == settings.reference, f"{path} names image {service.get('image')}"
+    assert service.get("environment") == settings.environment, f"{path} has another environment than the settings"
+    ports = [(item.get("host_ip"), item["published"], item["target"]) for item in service.get("ports", [])]
+    wanted = [(str(settings.publish_address), str(settings.publish_port), 11434)]
+    assert ports == wanted, f"{path} publishes {ports}, not {wanted}"

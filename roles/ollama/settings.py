@@ -1,0 +1,191 @@
+"""Settings of the ollama role."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from gpurack import imagearchive
+from gpurack.settings import RoleSettings
+
+SYSTEM_DIRECTORIES = frozenset(
+    {"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv"}
+    | {"/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log", "/media"}  # noqa: S108 - refused, not used
+)
+
+
+def _own_directory(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError("expected an absolute path such as /srv/ollama, without ..")
+    if str(path) in SYSTEM_DIRECTORIES:
+        raise ValueError(f"{path} is a system directory; give the models one of their own, such as /srv/ollama")
+    if re.search(r"[:$\s]", value):
+        raise ValueError("the path of a container volume has no colon, dollar sign or blank")
+    return str(path)
+
+
+Directory = Annotated[str, AfterValidator(_own_directory)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^\s,\"'$]+)$")]
+DeviceId = Annotated[str, Field(pattern=r"^(\d+|GPU-[0-9a-f-]+|MIG-[0-9a-f/-]+)$")]
+
+
+class OllamaSettings(RoleSettings):
+    """Image, hardware, address and server environment of Ollama."""
+
+    image: str = Field(
+        "ollama/ollama",
+        pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$",
+        description="Repository of the image, without registry and tag",
+    )
+    version: str = Field(
+        "0.32.15", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="Tag of the image; no moving tag"
+    )
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Digest the registry or mirror must serve for the image; not for archives, which carry none",
+    )
+    mirror: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?$",
+        description="Registry that is asked in place of Docker Hub, such as registry.example.org:5000",
+    )
+    image_archive: Path | None = Field(
+        None,
+        description="`docker save` archive on the control machine, relative to the repository; where no registry is",
+    )
+    image_archive_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 the archive must have"
+    )
+    accelerator: Literal["nvidia", "cpu"] = Field("nvidia", description="What models run on")
+    gpu_count: Annotated[int, Field(ge=1, le=64)] | Literal["all"] = Field(
+        "all", description="How many GPUs the server may use"
+    )
+    gpu_device_ids: tuple[DeviceId, ...] = Field(
+        (), description="The very GPUs it may use: index, GPU UUID or MIG UUID; replaces gpu_count"
+    )
+    models_dir: Directory = Field("/srv/ollama", description="Where models and the server's key are kept on the host")
+    publish_address: IPv4Address | IPv6Address = Field(
+        IPv4Address("127.0.0.1"), description="Host address the API listens on; see the README before widening it"
+    )
+    publish_port: int = Field(11434, ge=1, le=65535, description="Host port of the API")
+    keep_alive: timedelta | Literal["forever"] = Field(
+        timedelta(minutes=5), description="How long an idle model stays in memory"
+    )
+    num_parallel: int = Field(1, ge=1, le=1024, description="Requests a model answers at once; each costs its context")
+    max_loaded_models: int | None = Field(
+        None, ge=1, le=64, description="Models in memory at once; empty: Ollama decides by the hardware"
+    )
+    max_queue: int = Field(512, ge=1, description="Requests that may wait before the server answers 503")
+    context_length: int | None = Field(
+        None, ge=256, le=16_777_216, description="Default context length in tokens; empty: Ollama decides by VRAM"
+    )
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
+        "f16", description="Precision of the context cache; q8_0 halves its memory, q4_0 quarters it"
+    )
+    flash_attention: bool | None = Field(
+        None, description="Flash attention; empty: Ollama decides by model and hardware"
+    )
+    no_cloud: bool = Field(True, description="Models of Ollama's cloud and its web search are off: data stays here")
+    origins: tuple[Origin, ...] = Field((), description="Further browser origins that may call the API")
+    health_interval: timedelta = Field(timedelta(seconds=10), description="Time between two health checks")
+    health_start_period: timedelta = Field(
+        timedelta(seconds=60), description="Time in which a failed health check does not count yet"
+    )
+    ready_timeout: timedelta = Field(
+        timedelta(minutes=3), description="Longest wait for the service to become healthy in a run"
+    )
+
+    @field_validator("version")
+    @classmethod
+    def _pinned(cls, value: str) -> str:
+        if value in ("latest", "rocm", "main"):
+            raise ValueError(f"{value!r} is a moving tag; name a release such as 0.32.15")
+        return value
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _not_negative(cls, value: timedelta | str) -> timedelta | str:
+        if isinstance(value, timedelta) and value < timedelta(0):
+            raise ValueError('a duration cannot be negative; "forever" keeps models in memory')
+        return value
+
+    @field_validator("health_interval", "ready_timeout")
+    @classmethod
+    def _a_second_at_least(cls, value: timedelta) -> timedelta:
+        if value < timedelta(seconds=1):
+            raise ValueError("expected one second or more")
+        return value
+
+    @field_validator("health_start_period")
+    @classmethod
+    def _no_negative_start(cls, value: timedelta) -> timedelta:
+        if value < timedelta(0):
+            raise ValueError("a duration cannot be negative")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kv_cache_type != "f16" and self.flash_attention is not True:
+            raise ValueError(f"kv_cache_type={self.kv_cache_type} works only with flash_attention=True")
+        if self.accelerator == "cpu" and (self.gpu_device_ids or self.gpu_count != "all"):
+            raise ValueError("gpu_count and gpu_device_ids are for accelerator=nvidia, not cpu")
+        if self.gpu_device_ids and self.gpu_count != "all":
+            raise ValueError("give gpu_count or gpu_device_ids, not both")
+        if self.image_archive is None:
+            if self.image_archive_sha256:
+                raise ValueError("image_archive_sha256 needs image_archive")
+            return self
+        if not self.enabled:
+            return self
+        if self.mirror or self.digest:
+            raise ValueError("image_archive replaces mirror and digest; give one way to get the image")
+        archive = imagearchive.read(self.image_archive)
+        archive.ids(self.reference)
+        if self.image_archive_sha256 and imagearchive.sha256(self.image_archive) != self.image_archive_sha256:
+            raise ValueError(f"{self.image_archive} does not have the SHA-256 in image_archive_sha256")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """Name of the image as Compose and the engine use it."""
+        name = f"{self.mirror}/{self.image}" if self.mirror else self.image
+        return f"{name}:{self.version}" + (f"@{self.digest}" if self.digest else "")
+
+    @property
+    def publish(self) -> str:
+        """Address and port of the API on the host, IPv6 in brackets."""
+        address = self.publish_address
+        host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+        return f"{host}:{self.publish_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of the server: names as in Ollama's envconfig."""
+        forever = self.keep_alive == "forever"
+        values: dict[str, str | int | None] = {
+            # Inside the container; who can reach it is decided by `publish`.
+            "OLLAMA_HOST": "0.0.0.0:11434",
+            "OLLAMA_KEEP_ALIVE": "-1" if forever else seconds(self.keep_alive),
+            "OLLAMA_NUM_PARALLEL": self.num_parallel,
+            "OLLAMA_MAX_LOADED_MODELS": self.max_loaded_models,
+            "OLLAMA_MAX_QUEUE": self.max_queue,
+            "OLLAMA_CONTEXT_LENGTH": self.context_length,
+            "OLLAMA_KV_CACHE_TYPE": self.kv_cache_type,
+            "OLLAMA_FLASH_ATTENTION": None if self.flash_attention is None else int(self.flash_attention),
+            "OLLAMA_NO_CLOUD": int(self.no_cloud),
+            "OLLAMA_ORIGINS": ",".join(self.origins) or None,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def seconds(value: timedelta | str) -> str:
+    """Return a duration as Compose and Ollama read it, such as ``300s``; fractions are cut."""
+    assert isinstance(value, timedelta)  # noqa: S101 - "forever" is handled by the caller
+    return f"{int(value.total_seconds())}s"

@@ -1,0 +1,1 @@
+"""Who administers a host, and who no longer does."""

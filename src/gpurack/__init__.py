@@ -1,0 +1,1 @@
+"""gpurack: private LLM servers from bare GPU machines, with pyinfra."""

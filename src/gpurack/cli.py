@@ -1,0 +1,90 @@
+"""The ``gpurack`` command: what is done beside ``pyinfra INVENTORY deploys/``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import click
+from pyinfra.api.inventory import Inventory
+from rich.console import Console
+from rich.table import Table
+
+from gpurack import check as offline
+from gpurack.controls import Status
+from gpurack.directories import with_entry_files
+from gpurack.inventory import InventoryError, load
+from gpurack.lab.cli import lab
+from gpurack.preflight import EXIT_WRONG_INVENTORY, report
+from gpurack.problems import problems_in
+from gpurack.settings import role_models
+from gpurack.verify import HostReport, verify
+
+STYLES = {Status.PASS: "green", Status.FAIL: "red", Status.ERROR: "red", Status.NOT_APPLICABLE: "dim"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("gpurack"), prog_name="gpurack")
+def main() -> None:
+    """Private LLM servers from bare GPU machines. Hosts are deployed with `pyinfra INVENTORY deploys/`."""
+    sys.path.insert(0, ".")  # roles/ is found in the repository one works in, as pyinfra does it
+
+
+main.add_command(lab)
+
+
+def _load(path: str) -> Inventory:
+    try:
+        inventory = load(path)
+    except InventoryError as error:
+        report([str(error)])
+        sys.exit(EXIT_WRONG_INVENTORY)
+    if errors := problems_in(inventory, with_entry_files([path])[0]):
+        report([str(error) for error in errors])
+        sys.exit(EXIT_WRONG_INVENTORY)
+    return inventory
+
+
+@main.command()
+@click.argument("inventory")
+@click.option("--all", "everything", is_flag=True, help="Show default values too.")
+def check(inventory: str, *, everything: bool) -> None:
+    """Validate INVENTORY offline and print what each host would be.
+
+    Exit code 0 when it is right, 2 when it is not.
+    """
+    offline.show(_load(inventory), Console(), everything=everything)
+
+
+@main.command("verify")
+@click.argument("inventory")
+@click.option("--role", "roles", multiple=True, help="Only this role; may be given several times.")
+@click.option("--all", "everything", is_flag=True, help="List controls that hold too.")
+def verify_command(inventory: str, roles: tuple[str, ...], *, everything: bool) -> None:
+    """Run every role's checks on the hosts of INVENTORY; nothing is changed.
+
+    Exit code 0 when every control holds, 1 when one does not or a host cannot be checked, 2 for a wrong inventory.
+    """
+    if unknown := set(roles) - set(role_models()):
+        raise click.UsageError(f"--role {', '.join(sorted(unknown))}: known are {', '.join(role_models())}")
+    console = Console()
+    reports = []
+    for found in verify(_load(inventory), roles=roles):
+        reports.append(found)
+        _show(found, console, everything=everything)
+    sys.exit(0 if all(found.ok for found in reports) else 1)
+
+
+def _show(found: HostReport, console: Console, *, everything: bool) -> None:
+    if found.unreachable:
+        console.print(f"{found.host}: cannot be checked: {found.unreachable}", style="red", markup=False)
+        return
+    count = {status: sum(result.status is status for result in found.results) for status in Status}
+    console.print(f"{found.host}: " + ", ".join(f"{number} {status.value}" for status, number in count.items()))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for result in found.results:
+        if everything or result.status in {Status.FAIL, Status.ERROR}:
+            style = STYLES[result.status]
+            table.add_row(result.control.id, f"[{style}]{result.status.value}[/]", result.control.title, result.message)
+    if table.row_count:
+        console.print(table)

@@ -1,0 +1,1 @@
+"""pyinfra facts: what gpurack reads from a host."""

@@ -1,0 +1,149 @@
+"""Typed settings of roles: discovery of the models, and merging of an inventory's layers.
+
+Every role has one pydantic model in ``roles/<role>/settings.py``. A value is looked for in the host's own data, then
+in its groups' data, then in the data of ``all``, then in the model's defaults; mappings are merged field by field,
+everything else is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+
+
+Location = tuple[str | int, ...]
+"""Where a value is in a role's settings: field names, and indexes of lists."""
+
+
+class RoleSettings(BaseModel):
+    """Base of every role's settings: unknown fields are errors, instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    enabled: bool = Field(default=True, description="Apply the role to the host; turning it off removes nothing.")
+
+    def problems_on(self, host: str, data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        """Yield what is wrong with these settings on one host, as (location of the field, message).
+
+        For what a model alone cannot know: how gpurack connects to the host, or what another role is told.
+        Overridden by roles that need it; nothing is read from the host itself.
+
+        Args:
+            host: name of the host in the inventory.
+            data: the host's merged pyinfra data, with ``ssh_user`` and the raw settings of other roles.
+        """
+        del host, data
+        yield from ()
+
+
+S = TypeVar("S", bound=RoleSettings)
+
+
+@cache
+def role_models(root: Path = Path()) -> dict[str, type[RoleSettings]]:
+    """Return the settings model of each role found in ``roles/``, by role name.
+
+    Raises:
+        TypeError: a ``settings.py`` does not define exactly one :class:`RoleSettings` subclass.
+    """
+    models: dict[str, type[RoleSettings]] = {}
+    for file in sorted((root / "roles").glob("*/settings.py")):
+        role = file.parent.name
+        module = import_module(f"roles.{role}.settings")
+        found = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, RoleSettings) and value.__module__ == module.__name__
+        ]
+        if len(found) != 1:
+            raise TypeError(f"{file}: expected exactly one RoleSettings subclass, found {len(found)}")
+        models[role] = found[0]
+    return models
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of data for a host: a group, ``all`` or the host's own entry."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+def layers_of(host: Host) -> list[Layer]:
+    """Return the layers of a pyinfra host's data, weakest first (pyinfra's own order of precedence)."""
+    inventory = host.inventory
+    layers = [Layer("group all", inventory.get_data())]
+    layers += [Layer(f"group {name}", inventory.get_group_data(name)) for name in host.groups if name != "all"]
+    layers.append(Layer(f"host {host.name}", inventory.get_host_data(host.name)))
+    layers.append(Layer("command line", inventory.get_override_data()))
+    return layers
+
+
+@dataclass
+class Merged:
+    """A role's merged raw values and, for every value, the layer it came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Location, Layer] = field(default_factory=dict)
+
+    def origin(self, location: Location) -> Layer | None:
+        """Return the layer that set the value at a pydantic error location, or its nearest enclosing mapping."""
+        for length in range(len(location), -1, -1):
+            if layer := self.origins.get(location[:length]):
+                return layer
+        return None
+
+
+def merge(layers: list[Layer], role: str) -> Merged:
+    """Merge a role's mapping from every layer, later layers winning field by field."""
+    merged = Merged()
+    for layer in layers:
+        value = layer.data.get(role)
+        if isinstance(value, Mapping):
+            _overlay(merged.values, value, layer, (), merged.origins)
+    return merged
+
+
+def _overlay(
+    target: dict[str, Any], source: Mapping[str, Any], layer: Layer, at: Location, origins: dict[Location, Layer]
+) -> None:
+    origins[at] = layer
+    for key, value in source.items():
+        here = (*at, key)
+        if isinstance(value, Mapping):
+            below = target.get(key)
+            if not isinstance(below, dict):
+                below = target[key] = {}
+            _overlay(below, value, layer, here, origins)
+        else:
+            target[key] = value
+            for stale in [path for path in origins if path[: len(here)] == here]:
+                del origins[stale]
+            origins[here] = layer
+
+
+def settings_for(host: Host, model: type[S]) -> S:
+    """Return a host's settings of one role.
+
+    Raises:
+        pydantic.ValidationError: a value is wrong. ``gpurack.preflight`` reports these before any connection.
+    """
+    role = model.__module__.split(".")[-2]
+    return model.model_validate(merge(layers_of(host), role).values)
+
+
+def enabled_roles(host: Host) -> Iterator[tuple[str, RoleSettings]]:
+    """Yield the name and settings of every role that is enabled for a host."""
+    for role, model in role_models().items():
+        settings = settings_for(host, model)
+        if settings.enabled:
+            yield role, settings

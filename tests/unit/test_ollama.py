@@ -1,0 +1,196 @@
+"""Settings and Compose file of the ollama role."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gpurack import imagearchive
+from gpurack.rendering import render
+from roles.ollama.settings import OllamaSettings
+
+REFERENCE = OllamaSettings().reference
+
+
+def compose(**values: Any) -> str:
+    """Return the Compose file of some settings."""
+    return render("templates/ollama/compose.yaml.j2", settings=OllamaSettings(**values))
+
+
+def archive_at(path: Path, documents: dict[str, Any], mode: str = "w") -> Path:
+    """Write an archive of JSON documents."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, document in documents.items():
+            data = json.dumps(document).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Return a small archive of the pinned image."""
+    manifest = [{"Config": "blobs/sha256/" + "a" * 64, "RepoTags": [REFERENCE], "Layers": []}]
+    return archive_at(tmp_path / "image.tar", {"layer": "x", "manifest.json": manifest})
+
+
+def test_gpu_profile_reserves_all_gpus_by_default() -> None:
+    text = compose()
+    assert "driver: nvidia\n              count: all\n              capabilities: [gpu]\n" in text
+
+
+def test_gpu_profile_with_a_count_or_with_chosen_devices() -> None:
+    assert "              count: 2\n" in compose(gpu_count=2)
+    text = compose(gpu_device_ids=["0", "GPU-8f1f9a3c-1111-2222-3333-444455556666"])
+    assert 'device_ids: ["0", "GPU-8f1f9a3c-1111-2222-3333-444455556666"]' in text and "count:" not in text
+
+
+def test_cpu_profile_reserves_nothing() -> None:
+    assert "reservations" not in compose(accelerator="cpu")
+
+
+def test_api_is_published_on_loopback_unless_said_otherwise() -> None:
+    assert '- "127.0.0.1:11434:11434"' in compose()
+    assert '- "10.0.0.5:8080:11434"' in compose(publish_address="10.0.0.5", publish_port=8080)
+    assert '- "[::1]:11434:11434"' in compose(publish_address="::1")
+
+
+def test_environment_has_ollamas_names() -> None:
+    settings = OllamaSettings(
+        keep_alive=timedelta(hours=2),
+        num_parallel=4,
+        max_loaded_models=2,
+        context_length=8192,
+        kv_cache_type="q8_0",
+        flash_attention=True,
+        origins=["https://chat.example.org", "app://local"],
+    )
+    assert settings.environment == {
+        "OLLAMA_HOST": "0.0.0.0:11434",
+        "OLLAMA_KEEP_ALIVE": "7200s",
+        "OLLAMA_NUM_PARALLEL": "4",
+        "OLLAMA_MAX_LOADED_MODELS": "2",
+        "OLLAMA_MAX_QUEUE": "512",
+        "OLLAMA_CONTEXT_LENGTH": "8192",
+        "OLLAMA_KV_CACHE_TYPE": "q8_0",
+        "OLLAMA_FLASH_ATTENTION": "1",
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_ORIGINS": "https://chat.example.org,app://local",
+    }
+
+
+def test_what_ollama_decides_itself_is_left_out() -> None:
+    names = set(OllamaSettings(keep_alive="forever").environment)
+    assert not names & {"OLLAMA_FLASH_ATTENTION", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_MAX_LOADED_MODELS"}
+    assert OllamaSettings(keep_alive="forever").environment["OLLAMA_KEEP_ALIVE"] == "-1"
+
+
+def test_image_names() -> None:
+    digest = "sha256:" + "0" * 64
+    assert OllamaSettings(mirror="registry.example.org:5000").reference == f"registry.example.org:5000/{REFERENCE}"
+    assert OllamaSettings(digest=digest).reference == f"{REFERENCE}@{digest}"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"kv_cache_type": "q8_0"}, "only with flash_attention=True"),
+        ({"kv_cache_type": "q4_0", "flash_attention": False}, "only with flash_attention=True"),
+        ({"version": "latest"}, "moving tag"),
+        ({"models_dir": "srv/ollama"}, "absolute path"),
+        ({"models_dir": "/srv"}, "system directory"),
+        ({"models_dir": "/srv/a:b"}, "no colon"),
+        ({"accelerator": "cpu", "gpu_count": 1}, "accelerator=nvidia"),
+        ({"gpu_count": 1, "gpu_device_ids": ["0"]}, "not both"),
+        ({"gpu_count": 0}, "greater than or equal to 1"),
+        ({"keep_alive": timedelta(seconds=-1)}, "forever"),
+        ({"origins": ["chat.example.org"]}, "match pattern"),
+        ({"publish_address": "localhost"}, "IPv4"),
+        ({"image_archive_sha256": "0" * 64}, "needs image_archive"),
+        ({"image_archive": "no/such.tar"}, "no/such.tar: No such file.*starts at the repository root"),
+        ({"health_interval": timedelta(0)}, "one second or more"),
+    ],
+)
+def test_wrong_settings_are_refused_with_a_reason(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        OllamaSettings(**values)
+
+
+def test_archive_of_another_image_is_refused(archive: Path) -> None:
+    with pytest.raises(ValidationError, match=f"holds {REFERENCE}, not ollama/ollama:0.1.0"):
+        OllamaSettings(image_archive=archive, version="0.1.0")
+
+
+def test_archive_excludes_a_mirror(archive: Path) -> None:
+    with pytest.raises(ValidationError, match="replaces mirror and digest"):
+        OllamaSettings(image_archive=archive, mirror="registry.example.org")
+
+
+def test_archive_with_another_checksum_is_refused(archive: Path) -> None:
+    right = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert OllamaSettings(image_archive=archive, image_archive_sha256=right).image_archive == archive
+    with pytest.raises(ValidationError, match="does not have the SHA-256"):
+        OllamaSettings(image_archive=archive, image_archive_sha256="0" * 64)
+
+
+def test_archive_means_no_pull(archive: Path) -> None:
+    assert "pull_policy: never" in compose(image_archive=archive)
+    assert "pull_policy" not in compose()
+
+
+def test_missing_archive_of_a_disabled_role_is_no_error() -> None:
+    assert OllamaSettings(enabled=False, image_archive="no/such.tar").reference == REFERENCE
+
+
+def test_archive_ids(archive: Path) -> None:
+    assert imagearchive.read(archive).images == {REFERENCE: frozenset({"sha256:" + "a" * 64})}
+
+
+def test_archive_ids_of_an_oci_layout(tmp_path: Path) -> None:
+    name = {"io.containerd.image.name": f"docker.io/{REFERENCE}"}
+    documents = {
+        "index.json": {"manifests": [{"digest": "sha256:" + "b" * 64, "annotations": name}]},
+        "manifest.json": [{"Config": "c" * 64 + ".json", "RepoTags": [REFERENCE], "Layers": []}],
+    }
+    path = archive_at(tmp_path / "oci.tar.gz", documents, "w:gz")
+    assert imagearchive.read(path).ids(REFERENCE) == {"sha256:" + "b" * 64, "sha256:" + "c" * 64}
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        ({"layer": 1}, "no manifest.json"),
+        ({"manifest.json": {"not": "a list"}}, "not one of `docker save`"),
+        ({"manifest.json": [{"RepoTags": ["x"]}]}, "not one of `docker save`"),
+        ({"manifest.json": [{"Config": "a.json", "RepoTags": None}]}, "holds no tagged image"),
+    ],
+)
+def test_other_tar_files_are_refused(tmp_path: Path, documents: dict[str, Any], words: str) -> None:
+    path = archive_at(tmp_path / "other.tar", documents)
+    with pytest.raises(imagearchive.ArchiveError, match=words):
+        imagearchive.read(path).ids(REFERENCE)
+
+
+def test_what_is_no_tar_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    path.write_bytes(b"no archive" * 100)
+    with pytest.raises(imagearchive.ArchiveError, match="docker save -o"):
+        imagearchive.read(path)
+    with pytest.raises(imagearchive.ArchiveError, match="is not a file"):
+        imagearchive.read(tmp_path)
+
+
+def test_replaced_archive_is_read_anew(archive: Path) -> None:
+    assert imagearchive.read(archive).ids(REFERENCE) == {"sha256:" + "a" * 64}
+    manifest = [{"Config": "d" * 64 + ".json", "RepoTags": [REFERENCE, "other:1"]}]
+    archive_at(archive, {"manifest.json": manifest})
+    assert imagearchive.read(archive).ids(REFERENCE) == {"sha256:" + "d" * 64}
