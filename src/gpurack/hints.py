@@ -31,6 +31,11 @@ def _fault(pattern: str, cause: str, cure: str) -> Fault:
 # First match wins. Each text is what OpenSSH, paramiko, sudo, apt, dpkg or the kernel prints in the C locale.
 FAULTS = (
     _fault(
+        r"a fresh connection failed",
+        "the new settings let nobody in; the host takes them back by itself",
+        "correct them and run again",
+    ),
+    _fault(
         r"Authentication error",
         "the host accepts neither this user nor this key",
         "check ssh_user and ssh_key in the inventory; put the public key into that user's ~/.ssh/authorized_keys",
@@ -109,6 +114,9 @@ FAULTS = (
     ),
 )
 
+HARMLESS = re.compile(r"^(sudo: unable to resolve host|debconf: |W: |perl: warning|locale: |bash: warning: setlocale)")
+"""What programs print beside what matters."""
+
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 HOST_LINE = re.compile(r"^\[(?P<host>[^\]]+)\]\s+(?:nested\s+)?(?P<text>.*)$", re.DOTALL)
 STEP = re.compile(r"^--> Starting .*?operation: (?P<step>.*?)\s*$")
@@ -151,9 +159,15 @@ class Faults(logging.Handler):
             known = fault_in(self.last_error.get(host, "") if failed else text)
             message = self.last_error.get(host) or text
             self.found.setdefault(host, line_for(host, self.step, known, message))
-        elif text and level >= logging.ERROR and (fault_in(text) or not fault_in(self.last_error.get(host, ""))):
-            # The most telling line of a command's output: the last one that is a known fault, else the last one.
+        elif level >= logging.ERROR and self._tells_more(text, self.last_error.get(host, "")):
             self.last_error[host] = text
+
+    @staticmethod
+    def _tells_more(text: str, before: str) -> bool:
+        """Tell whether a line of a command's output says more about its fault: known faults do, then later lines."""
+        if fault_in(text):
+            return True
+        return bool(text) and not HARMLESS.match(text) and not fault_in(before)
 
     def show(self) -> None:
         """Print what was found, once."""

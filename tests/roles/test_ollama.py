@@ -151,7 +151,7 @@ def test_a_service_that_does_not_get_healthy_fails_with_its_last_words(site: Any
     site.settings["ollama"] = {**base_settings(), "publish_port": 22}
     run = site.run("ollama")
     assert not run.ok
-    assert "is not up and healthy" in run.output, run.output
+    assert "is not healthy after" in run.output, run.output
     assert "address already in use" in run.output, run.output
     site.settings["ollama"] = base_settings()
     assert changed(site.run("ollama"), machine) > 0

@@ -10,6 +10,8 @@ from gpurack.hints import FAULTS, Faults, fault_in
 
 # What the programs print, copied from hosts in that state.
 SEEN = {
+    "let nobody in": "with the new sshd settings a fresh connection failed (Authentication error (username=admin) "
+    "(Authentication failed.)): they are taken back, by the host itself within 60 s if need be",
     "neither this user nor this key": "Authentication error (username=admin) (Authentication failed.)",
     "is not the one in known_hosts": "SSH host key error (Host key for 10.199.0.2 does not match.)",
     "is not in known_hosts": "SSH error (StrictPolicy: No host key for 10.199.0.2 found in known_hosts)",
@@ -58,6 +60,15 @@ def test_line_names_host_step_cause_and_cure(faults: Faults, capsys: pytest.Capt
     [line] = [line.strip() for line in printed.splitlines() if "gpu1" in line]
     assert line.startswith("gpu1: Base | Install packages: another process holds the package manager's lock")
     assert "run again" in line
+
+
+def test_warnings_beside_what_matters_are_left_out(faults: Faults, capsys: pytest.CaptureFixture[str]) -> None:
+    log(faults, "--> Starting operation: Frobnicate", logging.INFO)
+    log(faults, "[gpu1]  what matters")
+    log(faults, "[gpu1]  sudo: unable to resolve host gpu1: Name or service not known")
+    log(faults, "[gpu1]  Error: executed 0 commands")
+    faults.show()
+    assert "gpu1: Frobnicate: what matters" in capsys.readouterr().err
 
 
 def test_unknown_fault_is_listed_with_the_last_line_of_its_command(

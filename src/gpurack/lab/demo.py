@@ -74,8 +74,13 @@ class Run:
                 before = time.monotonic()
 
 
-def deploy(console: Console) -> Run:
-    """Run the literal command from the repository's root and show which operation is at work."""
+def deploy(console: Console, *, list_steps: bool = False) -> Run:
+    """Run the literal command from the repository's root and show which operation is at work.
+
+    Args:
+        console: where to show it.
+        list_steps: print a line for each operation where the console is no terminal, as in a CI log.
+    """
     run, started = Run(), time.monotonic()
     program = Path(sys.executable).with_name(COMMAND[0])
     with (
@@ -92,7 +97,7 @@ def deploy(console: Console) -> Run:
         assert process.stdout is not None  # noqa: S101 - it was asked for above
         for step in run.follow(process.stdout):
             status.update(f"{run.operations + 1:3d}  {step}")
-            if not console.is_terminal:
+            if list_steps and not console.is_terminal:
                 console.print(f"  {run.operations + 1:3d}  {step}", highlight=False)
     run.returncode, run.seconds = process.returncode, time.monotonic() - started
     return run
@@ -126,7 +131,7 @@ def run_demo(release: str, *, keep: bool, console: Console) -> int:
     console.print(f"   {machine.name}: Debian {release}, up in {time.monotonic() - started:.1f} s; image {image.name}")
     try:
         console.print(f"\n[bold]2. {' '.join(COMMAND)}[/]")
-        first = deploy(console)
+        first = deploy(console, list_steps=True)
         if first.returncode:
             click.echo("\n".join(first.lines), err=True)
             return first.returncode
