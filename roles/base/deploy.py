@@ -11,7 +11,7 @@ from pyinfra.operations import files, server, systemd
 from pyinfra.operations.util import any_changed
 
 from gpurack.facts.debian import Platform, PlatformInfo
-from gpurack.operations import debian
+from gpurack.operations import packages, sysctl
 from gpurack.rendering import block_options
 from roles.base.settings import BaseSettings
 
@@ -21,7 +21,7 @@ def base(settings: BaseSettings) -> None:
     """Package sources and packages, then name, time, security updates, journal and kernel parameters."""
     platform = host.get_fact(Platform)
     package_sources(settings, platform)
-    debian.packages(name="Install packages", packages=settings.all_packages, lock_timeout=settings.apt_lock_timeout)
+    packages.installed(name="Install packages", packages=settings.all_packages, lock_timeout=settings.apt_lock_timeout)
     if settings.hostname:
         own_name(settings.hostname)
     time(settings, platform)
@@ -97,4 +97,4 @@ def kernel_parameters(settings: BaseSettings, platform: PlatformInfo) -> None:
     values = settings.sysctl_for(container=platform.container)
     put("/etc/sysctl.d/zz-gpurack-sysctl.conf", "Keep kernel parameters", values=values)
     if values:
-        debian.sysctls(name="Set kernel parameters", values=values)
+        sysctl.parameters(name="Set kernel parameters", values=values)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.facts.server import OsRelease
 from pyinfra.operations import files, systemd
 
+from gpurack.facts.debian import Platform
 from gpurack.operations import docker as engine
 from gpurack.operations import packages
 from roles.docker.packages import KEYRING, choose
@@ -16,8 +16,8 @@ from roles.docker.settings import DockerSettings
 @deploy("Docker engine")
 def docker(settings: DockerSettings) -> None:
     """Install the engine and Compose v2, put the daemon's configuration in force, keep it running."""
-    release = host.get_fact(OsRelease)
-    choice = choose(settings, release["id"], release["version_codename"])
+    platform = host.get_fact(Platform)
+    choice = choose(settings, platform.distribution, platform.codename)
     packages.installed(name="Install what fetching over HTTPS needs", packages=["ca-certificates", "curl"])
     if choice.key_url:
         engine.repository_key(

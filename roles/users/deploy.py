@@ -11,7 +11,7 @@ from pyinfra.api.deploy import deploy
 
 from gpurack.facts.accounts import Uids
 from gpurack.facts.connection import Connection
-from gpurack.operations import accounts, debian, guarded
+from gpurack.operations import accounts, guarded, packages
 from gpurack.rendering import render
 from roles.users.settings import UsersSettings
 
@@ -30,7 +30,7 @@ def users(settings: UsersSettings) -> None:
     if problem := obstacle(settings, host.get_fact(Connection, _sudo=False).user, uids):
         raise OperationError(problem)
     if settings.administrators:
-        debian.packages(name="Install sudo", packages=["sudo"], lock_timeout=timedelta(minutes=5))
+        packages.installed(name="Install sudo", packages=["sudo"])
     if groups := sorted({group for person in settings.administrators for group in person.groups}):
         accounts.groups_exist(name="Make groups", groups=groups)
     for person in settings.administrators:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gpurack.facts.debian import Packages, PackageState, Platform, PlatformInfo
-from gpurack.operations.debian import patient, plain
+from gpurack.facts.debian import Platform, PlatformInfo
+from gpurack.facts.packages import Packages, PackageState
+from gpurack.operations.packages import patient
+from gpurack.operations.sysctl import plain
 from gpurack.rendering import render
 from roles.base.checks import TAKES_SERVICE_DOWN
 from roles.base.settings import NEVER_UNATTENDED, BaseSettings
@@ -86,8 +88,15 @@ def test_platform_fact() -> None:
 
 def test_packages_fact() -> None:
     fact = Packages()
-    assert fact.process(["ii  curl", "hi  chrony", "iF  procps", "un  tzdata"]) == PackageState({"curl", "chrony"})
-    assert fact.process(["ii  curl", "interrupted", "stale"]) == PackageState({"curl"}, True, True)
+    lines = [
+        "ii  curl 8.14.1-2",
+        "hi  chrony 4.6.1-3",
+        "iF  procps 4.0.4-9",
+        "un  tzdata ",
+        "rc  docker-compose 1.29.2-3",
+    ]
+    assert fact.process(lines) == PackageState({"curl": "8.14.1-2", "chrony": "4.6.1-3"})
+    assert fact.process(["ii  curl 8.14.1-2", "interrupted", "stale"]) == PackageState({"curl": "8.14.1-2"}, True, True)
 
 
 def run(command: str) -> tuple[int, str, float]:

@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from gpurack.facts.docker import ComposeProject, ImageId, Project
-from gpurack.facts.packages import InstalledVersions
 from gpurack.facts.textfile import Text, TextFile
 from gpurack.operations.docker import data_root_of
 from gpurack.rendering import render
@@ -104,11 +103,6 @@ def test_data_root_of_a_configuration() -> None:
 def test_text_file_fact() -> None:
     assert TextFile().process(["root:root 644", "a", "", "b"]) == Text("a\n\nb\n", "root:root", "644")
     assert TextFile().process([]) is None
-
-
-def test_installed_versions_fact_leaves_removed_packages_out() -> None:
-    lines = ["docker.io installed 26.1.5+dfsg1-9", "docker-compose config-files 1.29.2-3", "tini not-installed "]
-    assert InstalledVersions().process(lines) == {"docker.io": "26.1.5+dfsg1-9"}
 
 
 def test_image_id_fact() -> None:
