@@ -62,6 +62,11 @@ FAULTS = (
         "check that the host is on and its sshd runs, ssh_hostname and ssh_port, and firewalls between here and there",
     ),
     _fault(
+        r"Connection reset by peer|Error reading SSH protocol banner",
+        "the SSH server closed the connection at once: failed logins from here (PerSourcePenalties), or overload",
+        "wait a minute and run again; `journalctl -u ssh` on the host tells why",
+    ),
+    _fault(
         r"Could not connect .*(timed out|timeout)|No route to host|Network is unreachable|Could not connect \(",
         "the host cannot be reached",
         "check that it is switched on, its address, and firewalls between here and there",

@@ -96,4 +96,5 @@ def verify_host(host: Host, roles: tuple[str, ...] = ()) -> HostReport:
                 report.results.extend(run_controls(role, target, settings))
     finally:
         host.disconnect()
+        host.connector.client.close()  # type: ignore[attr-defined] - pyinfra leaves that to its process's end
     return report

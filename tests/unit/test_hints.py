@@ -16,6 +16,7 @@ SEEN = {
     "is not the one in known_hosts": "SSH host key error (Host key for 10.199.0.2 does not match.)",
     "is not in known_hosts": "SSH error (StrictPolicy: No host key for 10.199.0.2 found in known_hosts)",
     "no SSH server answers": "Could not connect ([Errno None] Unable to connect to port 22 on 10.199.0.2)",
+    "closed the connection at once": "Could not connect ([Errno 104] Connection reset by peer)",
     "cannot be reached": "Could not connect (timed out)",
     "has no address": "Could not resolve hostname ([Errno -2] Name or service not known)",
     "sudo asks for a password": "sudo: a password is required",

@@ -16,6 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from gpurack.lab import network
+from gpurack.lab.machine import HOSTS, lab_lock
+
 INTERFACE = "gpurack-vt"
 """This machine's end of the sandbox's network cable."""
 
@@ -25,7 +28,8 @@ OUTER, INNER, PREFIX = "10.198.77.1", "10.198.77.2", 30
 TABLE = "gpurack_vagrant"
 """nftables table with the rule that lets the sandbox's traffic leave under this machine's address."""
 
-START_TIMEOUT_SECONDS = 60
+FORWARDING_WAS_OFF = HOSTS / "forwarding-was-off"
+"""The lab's note that forwarding is to be switched off again; see network.py."""
 
 # The first process in the sandbox. Arguments: folder for private state, folder to hide, stand-in for it.
 # libvirtd may neither fence its virtual machines off with cgroups nor with mount namespaces here: the first needs
@@ -169,11 +173,18 @@ class Sandbox:
             f"{' '.join(inside)} ip address add {INNER}/{PREFIX} dev uplink",
             f"{' '.join(inside)} ip link set uplink up",
             f"{' '.join(inside)} ip route add default via {OUTER}",
-            "sysctl -q -w net.ipv4.ip_forward=1",
         ):
             _run(command.split())
+        self._forward_packets()
         _run(["nft", "-f", "-"], text=_RULES)
         self._pass_firewall()
+
+    def _forward_packets(self) -> None:
+        """Let this machine forward packets; the lab's last host may have taken that back since."""
+        with lab_lock():
+            if network.FORWARDING.read_text().strip() == "0":
+                network.FORWARDING.write_text("1")
+                FORWARDING_WAS_OFF.touch()
 
     def _pass_firewall(self) -> None:
         """Let the sandbox's packets through where another program (Docker, for one) made dropping the default."""
@@ -184,6 +195,7 @@ class Sandbox:
             return
         for direction in ("-i", "-o"):
             rule = ["FORWARD", direction, INTERFACE, "-j", "ACCEPT"]
+            _quiet("iptables", "-w", "-D", *rule)  # of a run that was killed
             _run(["iptables", "-w", "-I", *rule])
             self._forward.append(rule)
 
@@ -201,6 +213,7 @@ class Sandbox:
         """
         if self._init is None or self._init.poll() is not None:
             raise SandboxError(f"the sandbox is gone; its log is {self.state / 'libvirtd.log'}")
+        self._forward_packets()
         # nsenter loses the current folder when it changes mount namespaces.
         line = [*self._nsenter(), "env", f"--chdir={cwd}", *command]
         with subprocess.Popen(
@@ -232,6 +245,11 @@ class Sandbox:
         self._forward.clear()
         _quiet("nft", "delete", "table", "ip", TABLE)
         _quiet("ip", "link", "delete", INTERFACE)
+        with lab_lock():
+            # With hosts of the lab about, forwarding goes with the last of them.
+            if FORWARDING_WAS_OFF.exists() and not Path(f"/sys/class/net/{network.BRIDGE}").exists():
+                network.FORWARDING.write_text("0")
+                FORWARDING_WAS_OFF.unlink()
 
 
 def _run(command: Sequence[str], text: str | None = None) -> None:

@@ -30,7 +30,6 @@ TOOLS = {
     "mkfs.ext4": "e2fsprogs",
     "ssh-keygen": "openssh-client",
     "mmdebstrap": "mmdebstrap",
-    "unshare": "util-linux",
 }
 """Programs that building and running an image takes, and the Debian packages that bring them."""
 
@@ -67,10 +66,12 @@ Before=shutdown.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
+WorkingDirectory=/etc/ssh
 ExecStart=-/sbin/modprobe qemu_fw_cfg
 ExecStart=/bin/sh -ec 'f=/sys/firmware/qemu_fw_cfg/by_name/{IDENTITY}/raw; [ ! -e "$f" ] || tar -x -f "$f" -C /'
 ExecStart=/bin/hostname -F /etc/hostname
-ExecStart=/bin/sh -c 'ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -A'
+ExecStart=/bin/sh -c '[ -e ssh_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N "" -f ssh_host_ed25519_key'
+ExecStart=/bin/sh -c '[ -e ssh_host_ecdsa_key ] || ssh-keygen -q -t ecdsa -N "" -f ssh_host_ecdsa_key'
 ExecStart=/bin/mkdir -p /var/lib/gpurack-lab
 ExecStart=/bin/touch /var/lib/gpurack-lab/identified
 ExecStart=/bin/sync

@@ -37,6 +37,9 @@ from gpurack.facts.guarded import STATE_DIRECTORY, GuardedFiles, GuardState
 SCRIPT = "/usr/local/sbin/gpurack-guard"
 UNIT = "gpurack-guard.service"
 SOURCES = Path(__file__).parent / "guard"
+REFUSED = "Authentication error"
+"""How pyinfra's SSH connector begins the message of a refused login."""
+
 PROBE_SECONDS = 6.0
 """How long a fresh connection is tried for; a restarted service may need a moment, a wrong setting stays wrong."""
 
@@ -130,11 +133,15 @@ def _guard(host: Host, command: str, identity: str, token: str, arguments: Any) 
 
 
 def _fresh_login(state: State, host: Host, arguments: Any, seconds: float) -> str:
-    """Return why nobody gets into the host over a new connection, or an empty string."""
+    """Return why nobody gets into the host over a new connection, or an empty string.
+
+    A server that has just been restarted may not answer yet. One that refuses a login will refuse the next one too,
+    and OpenSSH 9.8 and later shut out an address that fails several times.
+    """
     deadline = time.monotonic() + seconds
     while True:
         problem = _one_login(state, host, arguments, seconds)
-        if not problem or time.monotonic() + 1 > deadline:
+        if not problem or REFUSED in problem or time.monotonic() + 1 > deadline:
             return problem
         time.sleep(1)
 
