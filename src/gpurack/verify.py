@@ -95,6 +95,6 @@ def verify_host(host: Host, roles: tuple[str, ...] = ()) -> HostReport:
             if not roles or role in roles:
                 report.results.extend(run_controls(role, target, settings))
     finally:
-        host.disconnect()
-        host.connector.client.close()  # type: ignore[attr-defined] - pyinfra leaves that to its process's end
+        host.disconnect()  # which leaves the connection itself to the end of pyinfra's process
+        host.connector.client.close()  # type: ignore[attr-defined]
     return report
