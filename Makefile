@@ -26,7 +26,7 @@ setup: .venv/ready ## Virtual environment with everything pinned in uv.lock
 .venv/ready: uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 		{ echo "gpurack needs Python 3.11 or newer: install it, or name it with PYTHON=..." >&2; exit 2; }
-	@$(PYTHON) -m ensurepip --version >/dev/null 2>&1 || $(APT) install python3-venv
+	@$(PYTHON) -m ensurepip --version >/dev/null 2>&1 || { $(APT) update && $(APT) install python3-venv; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@test -x .venv/bin/uv || .venv/bin/python -m pip install --quiet uv
 	@UV_PROJECT_ENVIRONMENT=.venv .venv/bin/uv sync --locked --quiet
@@ -52,7 +52,7 @@ vagrant-packages:
 demo: setup lab-packages ## Boot a disposable host, make it serve, ask it a question, run again
 	@.venv/bin/gpurack lab demo --release $(RELEASE)
 
-test: lint unit hosts ## Everything
+test: lint unit hosts vagrant-test ## Everything
 
 lint: setup ## ruff and strict types
 	$(RUN) ruff format --check .

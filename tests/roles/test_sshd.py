@@ -19,6 +19,9 @@ PENDING = "/var/lib/gpurack/guard/sshd/pending"
 LOCKS_OUT = {"DenyUsers": "admin"}
 """Valid for ``sshd -t`` and for the settings model, and nobody gets in: what only a fresh connection finds out."""
 
+CUTS_OFF = {"ListenAddress": "127.0.0.1"}
+"""As valid; no connection is accepted, so that the client goes on trying for seconds, in which it can be killed."""
+
 
 class OldConnection:
     """A connection opened before a change, which must live through it."""
@@ -142,7 +145,7 @@ def test_host_takes_change_back_by_itself_when_the_client_is_killed(
     site: Site, machine: Machine, connection: OldConnection
 ) -> None:
     before = machine.ssh(f"cat {DROP_IN}").stdout
-    site.settings["sshd"]["extra"] = LOCKS_OUT
+    site.settings["sshd"]["extra"] = CUTS_OFF
     try:
         process = start_locking_out(site, machine, connection)
     finally:
@@ -161,7 +164,7 @@ def test_power_cut_while_on_trial_takes_the_change_back(
     site: Site, machine: Machine, connection: OldConnection
 ) -> None:
     before = machine.ssh(f"cat {DROP_IN}").stdout
-    site.settings["sshd"] |= {"extra": LOCKS_OUT, "confirm_timeout": 600}
+    site.settings["sshd"] |= {"extra": CUTS_OFF, "confirm_timeout": 600}
     try:
         process = start_locking_out(site, machine, connection)
     finally:

@@ -12,6 +12,9 @@ from pyinfra.api import FactBase
 # A bare host has no docker command, and a stopped daemon answers nothing: both mean "nothing there yet".
 IF_DOCKER = "if command -v docker >/dev/null 2>&1; then"
 
+HEALTH_TRIES = 24
+"""Half seconds for which a container may take to tell its health: one interval and one time-out of a default check."""
+
 CONTAINER_FORMAT = (
     '{"service":{{json (index .Config.Labels "com.docker.compose.service")}},'
     '"config_hash":{{json (index .Config.Labels "com.docker.compose.config-hash")}},'
@@ -108,7 +111,11 @@ class Project:
 
 
 class ComposeProject(FactBase[Project]):
-    """Return the state of a Compose project."""
+    """Return the state of a Compose project.
+
+    A container whose health is not known yet is waited for, for some seconds: a restart of the daemon forgets the
+    health of the containers that outlived it, and that is nothing to repair.
+    """
 
     default = Project
 
@@ -117,7 +124,11 @@ class ComposeProject(FactBase[Project]):
         compose = f"docker compose --project-name {shlex.quote(project)} --file {shlex.quote(file)}"
         label = "com.docker.compose"
         return (
-            f"{IF_DOCKER} if test -f {shlex.quote(file)}; then "
+            f"{IF_DOCKER} tries={HEALTH_TRIES}; "
+            f'while [ "$tries" -gt 0 ] && docker ps --quiet --filter health=starting '
+            f"--filter label={label}.project={shlex.quote(project)} 2>/dev/null | grep -q .; "
+            f"do tries=$((tries - 1)); sleep 0.5; done; "
+            f"if test -f {shlex.quote(file)}; then "
             f"{compose} config --hash '*' 2>/dev/null | sed 's/^/hash /'; fi; "
             f"ids=$(docker ps --all --quiet --filter label={label}.project={shlex.quote(project)} "
             f"--filter label={label}.oneoff=False 2>/dev/null); "
