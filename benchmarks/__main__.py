@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the same 41 steps on a host that needs none of them, by four tools, in turns.
+"""``python -m benchmarks``: the same 41 steps on a host that needs none of them, by several tools, in turns.
 
 The host, the connection user and the key are the same for all; each round runs every tool once, so that whatever
 else the machine does falls on all of them. Figures are medians of whole commands, Python's start included.
@@ -89,7 +89,8 @@ def tools(machine: lab.Machine, folder: Path) -> list[Tool]:
         "ANSIBLE_STRATEGY": "mitogen_linear",
     }
     return [
-        Tool("gpurack", pyinfra, ROOT, {}, no_change_in_pyinfra),
+        Tool("gpurack", [*pyinfra, "--data", "own=true"], ROOT, {}, no_change_in_pyinfra),
+        Tool("pyinfra's operations in gpurack", pyinfra, ROOT, {}, no_change_in_pyinfra),
         # Outside of the repository pyinfra finds neither config.py nor group_data: it is as it comes.
         Tool("stock pyinfra", pyinfra, folder, {}, no_change_in_pyinfra),
         Tool("Ansible, Mitogen", playbook, folder, {**ansible, **strategy}, no_change_in_ansible),
@@ -138,7 +139,7 @@ def main(rounds: int, release: str) -> None:
     console = Console()
     [machine] = lab.up(["bench"], release=release)
     try:
-        machine.ssh("apt-get -q update && apt-get -qy install curl python3", timeout=300)
+        machine.ssh("apt-get -q update && apt-get -qy install curl python3 python3-apt", timeout=300)
         with TemporaryDirectory() as folder:
             seconds = measure(tools(machine, Path(folder)), rounds, console)
     finally:
