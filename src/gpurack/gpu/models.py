@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -158,3 +159,12 @@ class XidError(_Result):
     address: str
     message: str
     time: float
+
+
+def pci_address(text: str) -> str:
+    """Return a PCI address in the one form used here, ``0000:01:00.0``; other text as it is.
+
+    sysfs writes a domain of four digits, NVML one of eight, nvidia-smi capitals; an XID error names no function.
+    """
+    match = re.fullmatch(r"(?:0000)?([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2})(?:\.([0-7]))?", text.strip().lower())
+    return f"{match[1]}.{match[2] or 0}" if match else text
