@@ -86,17 +86,29 @@ def test_nvidia_smi_is_asked_where_there_is_no_pynvml(machine: Machine) -> None:
     machine.ssh("rm /usr/local/bin/nvidia-smi")
 
 
+def test_the_kernels_own_buffer_is_read_where_there_is_no_journal(machine: Machine) -> None:
+    xid = "NVRM: Xid (PCI:0000:41:00): 48, pid=1, DBE"
+    gpus.put(machine, "/usr/local/bin/dmesg", f"#!/bin/sh\necho '[   12.345678] {xid}'\necho '[   13.0] x'\n".encode())
+    machine.ssh("chmod 755 /usr/local/bin/dmesg")
+    booted = float(machine.ssh("date +%s").stdout) - float(machine.ssh("cut -d ' ' -f 1 /proc/uptime").stdout)
+    since = int((float(machine.ssh("date +%s").stdout) - booted) / 3600)
+    [error] = fact(machine, XidErrors(), since_hours=since + 1)
+    assert (error.xid, error.message) == (48, xid) and abs(error.time - booted - 12.345678) < 3
+    assert since == 0 or fact(machine, XidErrors(), since_hours=since) == []
+    machine.ssh("rm /usr/local/bin/dmesg")
+
+
 @pytest.mark.parametrize("name", gpus.SCENARIOS)
 def test_debians_pynvml_tells_what_the_scenario_says(machine: Machine, name: str) -> None:
+    gpus.install_pynvml(machine)
     gpus.install(machine, name)
     there = gpus.scenario(name)
     pci, found = fact(machine, PciDevices()), fact(machine, Nvml())
     assert [card.device_id for card in pci.cards] == there.cards and len(pci.nvswitches) == there.nvswitches
     if there.nvml is None or "init" in there.nvml:
-        # Without the double, Debian's own library answers: there is no driver on a test host.
-        errors = {"!LIB_RM_VERSION_MISMATCH": "Driver/library version mismatch"}
-        assert found.error in (errors.get((there.nvml or {}).get("init", "")), "Driver Not Loaded", "")
-        assert found.gpus == () and (found.error or found.source == "none")
+        # Without the double, Debian's own library answers: a test host has no driver.
+        error = "Driver/library version mismatch" if name == "mismatch" else "Driver Not Loaded"
+        assert found == NvmlReport(source="nvml", error=error)
         return
     assert (found.source, found.error, found.driver_version) == ("nvml", "", there.nvml["driver_version"])
     assert [gpu.uuid for gpu in found.gpus] == [gpu.get("uuid", "") for gpu in there.nvml["gpus"]]
