@@ -16,7 +16,7 @@ VAGRANT_PACKAGES := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon
 APT := DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
 	-o Acquire::Retries=3
 
-.PHONY: help setup lab-packages vagrant-packages demo test lint unit hosts vagrant-test bench docs clean
+.PHONY: help setup lab-packages vagrant-packages demo test lint unit hosts vagrant-test bench docs gpu-table clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,10 @@ bench: setup lab-packages ## Compare with stock pyinfra and with Ansible on the 
 
 docs: setup ## Regenerate docs/settings.md from the roles' models
 	@$(RUN) gpurack.reference > docs/settings.md
+
+gpu-table: setup ## Regenerate the table of GPUs; PCI_IDS=FILE of a newer release's package pci.ids
+	$(if $(PCI_IDS),,$(call install,pci.ids))
+	$(RUN) gpurack.gpu.table $(PCI_IDS)
 
 clean: ## Remove test hosts and the virtual environment
 	-.venv/bin/gpurack lab down --all
