@@ -273,6 +273,7 @@ class Session:
 
     def recv_exit_status(self) -> int:
         """Wait for the command to end and return its exit status; -1 if the connection was lost before."""
+        self.start()
         if self._shell is None:
             return self.channel.recv_exit_status()
         for stream in (self._stdout, self._stderr):
@@ -297,6 +298,7 @@ class _Late:
         self._name = name
 
     def _file(self) -> Any:
+        self.channel.start()  # who reads before the input is closed gives none
         return vars(self.channel)[self._name]
 
     def __iter__(self) -> Iterator[str]:

@@ -175,6 +175,16 @@ def test_input_takes_the_ordinary_way(host: Host) -> None:
     assert len(host.opened) == before + 1
 
 
+def test_output_may_be_read_with_the_input_left_open(host: Host) -> None:
+    _, stdout, stderr = host.exec_command("echo started; cat")
+    assert (stdout.read(), stderr.read(), stdout.channel.recv_exit_status()) == (b"started\n", b"", 0)
+
+
+def test_exit_status_may_be_asked_without_reading(host: Host) -> None:
+    _, stdout, _ = host.exec_command("echo unread; exit 4")
+    assert stdout.channel.recv_exit_status() == 4
+
+
 def test_a_shell_that_ends_ends_its_command_and_no_other() -> None:
     host = Host()
     code, out, _ = host.run("echo so far; kill -KILL $PPID")
