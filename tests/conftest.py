@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from gpurack import lab
 from gpurack.lab import Machine
 from tests.testbed.site import Site
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("gpurack", deadline=None)
+hypothesis.settings.load_profile("gpurack")
 
 _numbers = itertools.count(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -31,10 +30,10 @@ class LocalChannel:
         self.process.stdin.write(data)
 
     def recv(self, size: int) -> bytes:
-        return os.read(self.process.stdout.fileno(), size)
+        return self.process.stdout.read(size)
 
     def recv_stderr(self, size: int) -> bytes:
-        return os.read(self.process.stderr.fileno(), size)
+        return self.process.stderr.read(size)
 
     def exit_status_ready(self) -> bool:
         return self.process.poll() is not None
