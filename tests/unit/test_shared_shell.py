@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +24,21 @@ class LocalChannel:
     eof_received = False
 
     def exec_command(self, command: str) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        # Sockets, not pipes: where gevent has patched the standard library, reading a pipe waits for all of its data.
+        self.out, out = socket.socketpair()
+        self.err, err = socket.socketpair()
+        with out, err:
+            self.process = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=out, stderr=err)
 
     def sendall(self, data: bytes) -> None:
         self.process.stdin.write(data)
+        self.process.stdin.flush()
 
     def recv(self, size: int) -> bytes:
-        return self.process.stdout.read(size)
+        return self.out.recv(size)
 
     def recv_stderr(self, size: int) -> bytes:
-        return self.process.stderr.read(size)
+        return self.err.recv(size)
 
     def exit_status_ready(self) -> bool:
         return self.process.poll() is not None
@@ -45,17 +50,17 @@ class LocalChannel:
         return self.process.stdin
 
     def makefile(self, *_: Any) -> Any:
-        return SimpleNamespace(read=self.process.stdout.read, channel=self)
+        return SimpleNamespace(read=self.out.makefile("rb").read, channel=self)
 
     def makefile_stderr(self, *_: Any) -> Any:
-        return SimpleNamespace(read=self.process.stderr.read, channel=self)
+        return SimpleNamespace(read=self.err.makefile("rb").read, channel=self)
 
     def settimeout(self, timeout: float | None) -> None:
         assert timeout is None
 
     def end(self) -> None:
         self.process.kill()
-        for file in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for file in (self.process.stdin, self.out, self.err):
             file.close()
         self.process.wait()
 
