@@ -11,7 +11,8 @@ from pyinfra.operations import files, systemd
 from gpurack.facts.debian import Platform, PlatformInfo
 from gpurack.facts.driver import KernelState, RunningModule
 from gpurack.facts.gpu import PciDevices
-from gpurack.gpu.driver import KEYRING_SHA256, DriverChoice, Source, choose
+from gpurack.gpu.driver import choose
+from gpurack.gpu.driver_packages import KEYRING_SHA256, DriverChoice, Source
 from gpurack.gpu.driver_version import DriverError
 from gpurack.gpu.kernels import headers_for
 from gpurack.gpu.models import PciInventory

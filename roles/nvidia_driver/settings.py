@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from gpurack.gpu.driver import MODULE_PACKAGE, NVIDIA_FIRST_BRANCH
+from gpurack.gpu.driver_packages import MODULE_PACKAGE, NVIDIA_FIRST_BRANCH
 from gpurack.gpu.driver_version import MINIMUM, at_least, branch_of
 from gpurack.settings import RoleSettings
 

@@ -24,7 +24,7 @@ from gpurack.facts.driver import (
 )
 from gpurack.facts.packages import UPDATE_STAMP, Packages
 from gpurack.facts.textfile import TextFile
-from gpurack.gpu.driver import KEYRING, DriverChoice
+from gpurack.gpu.driver_packages import KEYRING, DriverChoice
 from gpurack.gpu.driver_version import DriverError, resolve, upstream
 from gpurack.gpu.kernels import Headers
 from gpurack.operations.docker import UPLOADS

@@ -19,7 +19,7 @@ from pyinfra.operations import server
 from gpurack import notices
 from gpurack.facts.driver import REBOOTED_FOR, STOPPED_CONTAINERS, ContainersWithGpus, Dkms, KernelState, RunningModule
 from gpurack.facts.packages import Packages
-from gpurack.gpu.driver import DriverChoice
+from gpurack.gpu.driver_packages import DriverChoice
 from gpurack.gpu.driver_version import upstream
 from gpurack.gpu.reboot import reasons, within
 from gpurack.operations.driver import failure
