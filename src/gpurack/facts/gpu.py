@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.resources import files
 
+from pydantic import ValidationError
 from pyinfra.api.facts import FactBase
 
+from gpurack.gpu import smi
 from gpurack.gpu.cards import lookup
-from gpurack.gpu.models import Card, PciInventory, XidError, pci_address
+from gpurack.gpu.models import Card, NvmlReport, PciInventory, XidError, pci_address
 
 PCI_DEVICES = "/sys/bus/pci/devices"
 # VGA and 3D controllers; a card's audio and USB functions have classes of their own.
@@ -56,6 +59,47 @@ def _card(address: str, device: str, driver: str | None) -> Card:
     if known is None:
         return Card(address=address, device_id=device, name=device, driver=driver)
     return Card(address=address, device_id=device, driver=driver, **known.model_dump())
+
+
+ANSWER_SECONDS = 60
+"""After which a driver that does not answer is given up: a wedged GPU blocks whoever asks."""
+
+NO_ANSWER = NvmlReport(source="nvml", error=f"no answer within {ANSWER_SECONDS} s").model_dump_json()
+
+
+class Nvml(FactBase[NvmlReport]):
+    """Returns the :class:`NvmlReport`, by pynvml or else by nvidia-smi; its source is ``none`` without either."""
+
+    default = NvmlReport
+
+    def command(self) -> str:
+        """Run the collector, which is not left on the host; where there is no pynvml, nvidia-smi.
+
+        Python is isolated: a pynvml.py in the home directory of whoever connects is not run as root.
+        """
+        collector = files("gpurack.gpu").joinpath("collector.py").read_text(encoding="utf-8")
+        timeout = f"timeout --kill-after=5 {ANSWER_SECONDS}"
+        return (
+            "if python3 -I -c 'import pynvml' 2>/dev/null; then\n"
+            f"{timeout} python3 -I - 2>&1 <<'GPURACK' || {{ [ $? -lt 124 ] || echo '{NO_ANSWER}'; }}\n"
+            f"{collector}\n"
+            "GPURACK\n"
+            f"elif command -v nvidia-smi >/dev/null; then {{ {timeout} nvidia-smi -q -x && nvidia-smi -L; }} 2>&1 "
+            f"|| {{ [ $? -lt 124 ] || echo '{NO_ANSWER}'; }}; fi"
+        )
+
+    def process(self, output: Iterable[str]) -> NvmlReport:
+        """Read the collector's line, or what nvidia-smi says."""
+        lines = [line for line in output if line.strip()]
+        for line in reversed(lines):
+            if line.startswith("{"):
+                try:
+                    return NvmlReport.model_validate_json(line)
+                except ValidationError as error:
+                    return NvmlReport(source="nvml", error=f"unreadable answer: {error.errors()[0]['msg']}")
+        if lines and lines[0].startswith("Traceback"):
+            return NvmlReport(source="nvml", error=f"the collector failed: {lines[-1]}")
+        return smi.parse("\n".join(lines)) if lines else NvmlReport()
 
 
 # journalctl's and dmesg's own forms: "1732450000.123456 gpu1 kernel: NVRM: ..." and "1732450000,123456 NVRM: ...".
