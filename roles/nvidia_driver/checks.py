@@ -49,11 +49,11 @@ def not_in_a_container(host: Any) -> None:
         raise NotApplicable("the kernel, and what is loaded into it, is another host's")
 
 
-def library_version(host: Any) -> str:
-    """Return the version of the driver's library that programs load, by the file it is."""
-    path = host.run("readlink -f $(ldconfig -p | sed -n 's/.*libnvidia-ml.so.1 .*=> //p' | head -n 1)").stdout.strip()
+def library_version(host: Any, name: str = "libnvidia-ml.so.1") -> str:
+    """Return the version of a library of the driver, by the file that programs load."""
+    path = host.run(f"readlink -f $(ldconfig -p | sed -n 's/.*{name} .*=> //p' | head -n 1)").stdout.strip()
     match = re.search(r"\.so\.(\d+(?:\.\d+)+)$", path)
-    assert match, f"the driver's library libnvidia-ml.so.1 is not there ({path or 'not found'})"
+    assert match, f"the driver's library {name} is not there"
     return match[1]
 
 
@@ -68,6 +68,7 @@ def module_file_version(host: Any, kernel: str, field: str = "version") -> str:
 def test_minimum_version(host: Any, settings: NvidiaDriverSettings) -> None:
     """Older drivers fail under the serving stack's load (ERR_GPU)."""
     cards_of(host)
+    assert host.run("command -v nvidia-smi").rc == 0, "nvidia-smi is missing"
     version = library_version(host)
     assert key(version) >= key(MINIMUM), f"the driver is {version}, older than {MINIMUM}"
     if settings.version:
@@ -79,6 +80,8 @@ def test_module_and_library_agree(host: Any, settings: NvidiaDriverSettings) -> 
     """Otherwise no program gets a GPU: "Driver/library version mismatch"."""
     cards_of(host)
     library, kernels = library_version(host), kernels_of(host)
+    cuda = library_version(host, "libcuda.so.1")
+    assert cuda == library, f"libcuda is {cuda}, libnvidia-ml {library}"
     for kernel in kernels.targets:
         version = module_file_version(host, kernel)
         assert version == library, f"module {version or 'missing'} for kernel {kernel}, libraries {library}"
@@ -170,18 +173,16 @@ def test_pinned_and_held(host: Any, settings: NvidiaDriverSettings) -> None:
     loose = keys - read(host, Held())
     assert keys and not loose, f"not held: {', '.join(sorted(loose)) or 'no package of the driver is installed'}"
     policy = host.check_output(f"apt-cache policy {' '.join(sorted(keys))}")
-    astray = [text for text in re.findall(r"^  Candidate: (\S+)", policy, re.MULTILINE) if upstream(text) != version]
-    assert not astray, f"apt would move the driver to {', '.join(sorted(set(astray)))}"
-    expressions = re.findall(
-        r'^Unattended-Upgrade::Package-Blacklist:: "(.*)";$',
-        host.run("apt-config dump Unattended-Upgrade::Package-Blacklist").stdout,
-        re.MULTILINE,
-    )
-    if host.package("unattended-upgrades").is_installed:
-        # unattended-upgrades leaves held packages alone as well; the pin keeps the rest.
-        open_to = [name for name in drivers - read(host, Held()) if not any(re.match(e, name) for e in expressions)]
-        moving = [name for name in open_to if name in host.run("apt-get --simulate dist-upgrade").stdout]
-        assert not moving, f"would be upgraded unattended: {', '.join(sorted(moving))}"
+    candidates = re.findall(r"^  Candidate: (\S+)", policy, re.MULTILINE)
+    astray = {text for text in candidates if upstream(text) != version}
+    assert not astray, f"apt would move the driver to {', '.join(sorted(astray))}"
+    loose = {
+        text for text, priority in re.findall(r"^ \*\*\* (\S+) (\d+)", policy, re.MULTILINE) if int(priority) <= 1000
+    }
+    assert not loose, f"not pinned: a newer version than {', '.join(sorted(loose))} would be taken"
+    # What depends on held packages moves only with them; what nothing holds is kept by the pin.
+    moves = re.findall(r"^Inst (\S+)", host.run("apt-get --simulate dist-upgrade").stdout, re.MULTILINE)
+    assert not drivers & set(moves), f"an upgrade would take along {', '.join(sorted(drivers & set(moves)))}"
 
 
 @control("NVDR-09", "Secure Boot lets the module in", severity="high")

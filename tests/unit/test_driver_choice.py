@@ -242,9 +242,9 @@ def test_nvswitches_get_a_fabric_manager_of_the_same_version(
 
 
 def test_debian_has_no_fabric_manager() -> None:
-    with pytest.raises(DriverError, match='no fabric manager; set nvidia_driver.source = "nvidia"'):
+    with pytest.raises(DriverError, match=r'no fabric manager; set nvidia_driver\.source = "nvidia"'):
         choose(wishes_for("debian"), "debian", "trixie", [card(Architecture.HOPPER)], ["0000:05:00.0"])
-    with pytest.raises(DriverError, match="put the package nvidia-fabricmanager of version 580.95.05 into"):
+    with pytest.raises(DriverError, match=r"put the package nvidia-fabricmanager of version 580\.95\.05 into"):
         choose(wishes_for("local-580"), "debian", "trixie", [card(Architecture.HOPPER)], ["0000:05:00.0"])
 
 
