@@ -19,6 +19,7 @@ from gpurack.gpu.models import PciInventory
 from gpurack.operations import driver, driver_running, packages
 from roles.nvidia_driver.settings import NvidiaDriverSettings
 
+SOURCES = {"sources.list.d/gpurack-nvidia.sources", "sources.list.d/gpurack-nvidia-backports.sources"}
 NOUVEAU = "/etc/modprobe.d/gpurack-nouveau.conf"
 
 
@@ -76,6 +77,8 @@ def package_sources(settings: NvidiaDriverSettings, choice: DriverChoice, platfo
             url=f"{settings.repository}/{choice.repository}/x86_64/cuda-keyring_1.1-1_all.deb",
             sha256=settings.keyring_sha256 or KEYRING_SHA256[platform.codename],
         )
+    for name in sorted(SOURCES - set(choice.apt_files)):
+        files.file(name=f"Leave out of apt: {name}", path=f"/etc/apt/{name}", present=False)
     for name in choice.apt_files:
         put(f"/etc/apt/{name}", f"Configure apt: {name}", settings=settings, choice=choice, codename=platform.codename)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -176,3 +180,56 @@ def test_secure_boot_stops_the_run_until_the_key_is_enrolled(site: Site, machine
     assert site.run("nvidia_driver").ok
     site.assert_controls("nvidia_driver", machine)
     machine.ssh("rm /usr/local/bin/mokutil")
+
+
+@pytest.fixture
+def mirror(machine: Machine, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Serve a folder to the host; return the folder and its URL as the host sees it."""
+    address = machine.ssh("ip route show default").stdout.split()[2]
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer((address, 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://{address}:{server.server_port}"
+        server.shutdown()
+
+
+def test_nvidias_repository_is_trusted_by_its_pinned_key_alone(
+    site: Site, machine: Machine, mirror: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A Blackwell card on Debian takes NVIDIA's repository, from a mirror whose key package is forged."""
+    folder, url = mirror
+    place = folder / "debian13/x86_64"
+    tree = tmp_path / "tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN/control").write_text(
+        "Package: cuda-keyring\nVersion: 1.1-1\nArchitecture: all\nMaintainer: test <root@localhost>\n"
+        "Description: forged\n"
+    )
+    key = tree / "usr/share/keyrings/cuda-archive-keyring.gpg"
+    key.parent.mkdir(parents=True)
+    key.write_text("forged")
+    place.mkdir(parents=True)
+    deb = place / "cuda-keyring_1.1-1_all.deb"
+    subprocess.run(["dpkg-deb", "-Znone", "--build", str(tree), str(deb)], check=True, stdout=subprocess.DEVNULL)
+
+    machine.pretend_cards(["2b85"])
+    local = site.settings["nvidia_driver"]
+    site.settings["nvidia_driver"] = {"repository": url}
+    run = site.run("nvidia_driver")
+    assert not run.ok
+    assert "is too old for" in run.output and "NVIDIA's repository is used" in run.output, run.output
+    assert "is not the pinned one" in run.output, run.output
+    sources = "ls /etc/apt/keyrings/gpurack-nvidia.gpg /etc/apt/sources.list.d/gpurack-nvidia.sources"
+    assert machine.ssh(sources, check=False).stdout == ""
+
+    site.settings["nvidia_driver"]["keyring_sha256"] = hashlib.sha256(deb.read_bytes()).hexdigest()
+    run = site.run("nvidia_driver")
+    # The pinned file is in place, but signs nothing: apt refuses the repository before anything is installed.
+    assert not run.ok and f"{url}/debian13/x86_64" in run.output, run.output
+    assert machine.ssh("cat /etc/apt/keyrings/gpurack-nvidia.gpg").stdout == "forged"
+    assert installed(machine) == {THIRD}
+
+    machine.pretend_cards(["2684"])
+    site.settings["nvidia_driver"] = local
+    assert changed(site.run("nvidia_driver"), machine) == 1  # the source goes again
+    assert changed(site.run("nvidia_driver"), machine) == 0

@@ -97,18 +97,20 @@ def installed(
     + stop_containers: stop containers with GPUs before the driver changes
     + local_files: package -> .deb file on the control machine, for ``source`` local
     """
-    wanted = [*choice.packages, *headers.packages]
-    found = host.get_fact(Packages, packages=wanted, max_age_minutes=int(LISTS_MAX_AGE.total_seconds() // 60))
+    wanted = [*choice.packages, *headers.packages, *([headers.exact] if headers.exact else [])]
+    asked = [*wanted, *choice.unwanted, *([headers.image] if headers.image else [])]
+    found = host.get_fact(Packages, packages=asked, max_age_minutes=int(LISTS_MAX_AGE.total_seconds() // 60))
     if found.interrupted:
         yield patient("dpkg --force-confdef --force-confold --configure -a", LOCK_SECONDS) + f" || {{ {MAKE_LOG}; }}"
         yield patient(f"{APT} -o DPkg::Lock::Timeout={LOCK_SECONDS} --fix-broken install", LOCK_SECONDS)
-        found = host.get_fact(Packages, packages=wanted, max_age_minutes=0)
+        found = host.get_fact(Packages, packages=asked, max_age_minutes=0)
+    unwanted = [name for name in choice.unwanted if name in found.installed]
     have = {name: upstream(found.installed.get(name, "")) for name in choice.same_version}
     pin = host.get_fact(TextFile, path=PIN)
     complete = all(name in found.installed for name in wanted) and len(set(have.values())) == 1
     current = next(iter(have.values()))
     pinned = pin and (pin.content, pin.owner, pin.mode) == (_pin(current), "root:root", "644")
-    if complete and pinned and not upgrade and _acceptable(current, choice):
+    if complete and pinned and not unwanted and not upgrade and _acceptable(current, choice):
         host.noop(f"driver {current} is installed and pinned")
         return
     if not host.state.is_executing:
@@ -144,11 +146,11 @@ def installed(
         for name in (*choice.packages, *headers.packages, *exact)
         if _to_install(name, found.installed, have, version)
     ]
-    if not names:
+    if not names and not unwanted:
         return
     if moving and stop_containers:
         yield from _stop_containers()
-    yield from _install(choice, names, version, offers, local_files or {})
+    yield from _install(choice, names, unwanted, version, offers, local_files or {})
 
 
 def _acceptable(version: str, choice: DriverChoice) -> bool:
@@ -187,6 +189,7 @@ def _stop_containers() -> Commands:
 def _install(
     choice: DriverChoice,
     names: Sequence[str],
+    unwanted: Sequence[str],
     version: str,
     offers: Mapping[str, Sequence[str]],
     local_files: Mapping[str, Path],
@@ -206,7 +209,6 @@ def _install(
         yield f'install -d -m 755 {Path(UPLOADS).parent} && install -d -m 700 -o "${{SUDO_USER:-root}}" {UPLOADS}'
     for file, remote in uploaded:
         yield FileUploadCommand(str(file), remote, _sudo=False)
-    unwanted = host.get_fact(Packages, packages=list(choice.unwanted), max_age_minutes=0).installed
     apt = (
         f"{APT} -o DPkg::Lock::Timeout={LOCK_SECONDS} install --no-install-recommends --allow-downgrades "
         f"--allow-change-held-packages {shlex.join(arguments)} {' '.join(f'{name}-' for name in unwanted)}"
@@ -256,6 +258,8 @@ def built(choice: DriverChoice) -> Commands:
         return
     for kernel in missing:
         if kernel not in kernels.headers:
+            if kernel == kernels.running != kernels.newest and kernels.newest in kernels.headers:
+                continue  # superseded, its headers are gone: the next boot leaves it behind
             yield failure(
                 f"the headers of kernel {kernel} are not installed (no package source has them any more?); "
                 "reboot into the newest kernel, or install linux-headers for it, and run again"
