@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import click
 from pyinfra import logger
 
+from gpurack import notices
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -85,6 +87,11 @@ FAULTS = (
         r"Could not get lock|Unable to acquire the dpkg frontend lock|Unable to lock directory",
         "another process holds the package manager's lock",
         "wait for it to end (`fuser -v /var/lib/dpkg/lock-frontend` names it), then run again",
+    ),
+    _fault(
+        r"Bad return status for module build|DKMS did not build",
+        "the driver's module does not compile with this kernel; the compiler's errors are above",
+        "take another driver (nvidia_driver.version, source or flavour), or boot a kernel that it knows",
     ),
     _fault(
         r"dpkg was interrupted",
@@ -175,12 +182,16 @@ class Faults(logging.Handler):
         return bool(text) and not HARMLESS.match(text) and not fault_in(before)
 
     def show(self) -> None:
-        """Print what was found, once."""
+        """Print what was found, and what is left to do, once."""
         if self.found:
             click.echo("\n--> What went wrong, and what to do:", err=True)
             for line in self.found.values():
                 click.secho(f"    {line}", fg="red", err=True)
             self.found.clear()
+        if left := notices.take():
+            click.echo("\n--> Left to do:", err=True)
+            for line in left:
+                click.secho(f"    {line}", fg="yellow", err=True)
 
 
 def fault_in(text: str) -> Fault | None:
