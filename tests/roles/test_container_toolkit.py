@@ -198,9 +198,8 @@ def test_spec_follows_a_driver_update_by_itself(site: Any, machine: Any, release
     modules = "/lib/modules/$(uname -r)"
     machine.ssh(f"mkdir -p {modules} && touch {modules}/modules.dep && systemctl restart gpurack-cdi.path")
     nvidia.driver(machine, DRIVER)
-    machine.ssh(
-        f"echo changed >>{modules}/modules.dep; for i in $(seq 50); do grep -q {DRIVER} /etc/cdi/nvidia.yaml && exit 0; sleep 0.2; done; exit 1"
-    )
+    seen = f"for i in $(seq 50); do grep -q {DRIVER} /etc/cdi/nvidia.yaml && exit 0; sleep 0.2; done; exit 1"
+    machine.ssh(f"echo changed >>{modules}/modules.dep; {seen}")
     site.assert_controls("container_toolkit", machine)
     assert changed(site.run(*ROLES), machine) == 0
 
@@ -275,11 +274,9 @@ def test_only_the_pinned_signing_key_is_put_in_place(site: Any, machine: Any) ->
 
 def test_spec_is_made_before_docker_at_boot(site: Any, machine: Any, release: str) -> None:
     """A container that starts with Docker finds its device, of the driver that came with the reboot."""
-    nvidia.driver(machine, NEXT_DRIVER)
     if cdi(release):
-        machine.ssh(
-            f"docker run --detach --restart always --name boots --device nvidia.com/gpu=all {IMAGE}", check=False
-        )
+        machine.ssh(f"docker run --detach --restart always --name boots --device nvidia.com/gpu=all {IMAGE}")
+    nvidia.driver(machine, NEXT_DRIVER)
     machine.reboot()
     nvidia.plug(machine, "2330")
     machine.ssh("systemctl is-system-running --wait", check=False)

@@ -156,9 +156,7 @@ def put(machine: Machine, path: str, text: str, mode: str = "644") -> None:
 
 def driver(machine: Machine, version: str) -> None:
     """Let a host have this version of the driver, as far as the doubles look at it."""
-    machine.ssh(
-        "rm -f /usr/lib/x86_64-linux-gnu/libcuda.so.*; test -e /dev/nvidia0 || mknod -m 666 /dev/nvidia0 c 10 229"
-    )
+    machine.ssh("rm -f /usr/lib/x86_64-linux-gnu/libcuda.so.*; ! command -v nvidia-smi >/dev/null || nvidia-smi -L")
     put(machine, f"/usr/lib/x86_64-linux-gnu/libcuda.so.{version}", "double\n")
     put(machine, "/var/lib/nvidia-double/driver", f"{version}\n")
 
@@ -167,7 +165,7 @@ def nvidia_smi(machine: Machine, *gpus: dict[str, Any]) -> None:
     """Put the nvidia-smi double on a host, and its state."""
     machine.ssh(
         "command -v python3 >/dev/null || { apt-get -q update && apt-get -qy --no-install-recommends install "
-        "python3-minimal; } >/dev/null 2>&1",
+        "python3; } >/dev/null 2>&1",
         timeout=300,
     )
     put(machine, "/usr/bin/nvidia-smi", (DOUBLES / "nvidia-smi/nvidia-smi").read_text(), "755")
