@@ -6,6 +6,7 @@ apply(
     "base",
     "users",
     "sshd",
+    "nvidia_driver",
     "docker",
     "ollama",
 )

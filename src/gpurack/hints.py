@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import click
 from pyinfra import logger
 
+from gpurack import notices
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -175,12 +177,16 @@ class Faults(logging.Handler):
         return bool(text) and not HARMLESS.match(text) and not fault_in(before)
 
     def show(self) -> None:
-        """Print what was found, once."""
+        """Print what was found, and what is left to do, once."""
         if self.found:
             click.echo("\n--> What went wrong, and what to do:", err=True)
             for line in self.found.values():
                 click.secho(f"    {line}", fg="red", err=True)
             self.found.clear()
+        if left := notices.take():
+            click.echo("\n--> Left to do:", err=True)
+            for line in left:
+                click.secho(f"    {line}", fg="yellow", err=True)
 
 
 def fault_in(text: str) -> Fault | None:
