@@ -7,11 +7,11 @@ import shlex
 from typing import Any
 
 from gpurack.controls import NotApplicable, control
+from gpurack.facts.driver import Held
 from gpurack.facts.packages import Packages
 from gpurack.facts.toolkit import CdiSpecs, EngineVersion, ToolkitConfiguration
 from gpurack.gpu.evidence import cards, daemon_mode, read
 from gpurack.gpu.runtime import CDI_ENGINE, CDI_SPEC, Mode, choose_mode, engine_major
-from gpurack.operations.pinned import HeldPackages
 from roles.container_toolkit.deploy import PACKAGES, VALUES
 from roles.container_toolkit.settings import ContainerToolkitSettings
 
@@ -49,7 +49,7 @@ def test_packages(host: Any, settings: ContainerToolkitSettings) -> None:
     if settings.version is not None:
         found = installed[PACKAGES[0]]
         assert found == settings.version, f"version {found} is installed, not {settings.version}"
-        held: set[str] = read(host, HeldPackages)
+        held: set[str] = read(host, Held)
         loose = set(PACKAGES) - held
         assert not loose, f"the next upgrade would replace {', '.join(sorted(loose))}: not held"
     answer = host.run("nvidia-ctk --version")

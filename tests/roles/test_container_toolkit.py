@@ -44,7 +44,7 @@ def site(machine: Any, site_for: Any, mirror: tuple[Path, str, str]) -> Any:
     site.settings["container_toolkit"] = {"repository": url, "repository_key_sha256": sha256}
     assert changed(site.run(*ROLES), machine) == 0, "a host without a card is none of the toolkit's business"
     assert site.results("container_toolkit", machine)[0].status == "not applicable"
-    nvidia.plug(machine, "2330")
+    machine.pretend_cards(["2330"])
     nvidia.nvidia_smi(machine, nvidia.h100())
     nvidia.driver(machine, DRIVER)
     started = starts(machine)
@@ -278,7 +278,6 @@ def test_spec_is_made_before_docker_at_boot(site: Any, machine: Any, release: st
         machine.ssh(f"docker run --detach --restart always --name boots --device nvidia.com/gpu=all {IMAGE}")
     nvidia.driver(machine, NEXT_DRIVER)
     machine.reboot()
-    nvidia.plug(machine, "2330")
     machine.ssh("systemctl is-system-running --wait", check=False)
     if cdi(release):
         assert NEXT_DRIVER in machine.ssh("cat /etc/cdi/nvidia.yaml").stdout

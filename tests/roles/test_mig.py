@@ -22,7 +22,7 @@ def site(machine: Any, site_for: Any) -> Any:
     site = site_for(machine, {"mig": {"layouts": [HALVES, MIXED]}})
     assert changed(site.run("mig"), machine) == 0, "a host without a card is none of the role's business"
     assert {result.status.value for result in site.results("mig", machine)} == {"not applicable"}
-    nvidia.plug(machine, "2330", "2330")
+    machine.pretend_cards(["2330", "2330"])
     nvidia.nvidia_smi(machine, *TWO)
     first = site.run("mig")
     assert first.ok, first.output
@@ -73,7 +73,6 @@ def test_layout_comes_back_after_a_reboot(site: Any, machine: Any) -> None:
     """Instances are gone with the power; the unit makes them again, before Docker would start."""
     before = devices(machine)
     machine.reboot()
-    nvidia.plug(machine, "2330", "2330")
     machine.ssh("systemctl is-system-running --wait", check=False)
     assert devices(machine) == before
     assert "docker.service" in machine.ssh("systemctl show gpurack-mig.service --property Before").stdout
@@ -120,13 +119,13 @@ def test_layout_that_cannot_be_is_refused_before_any_change(
 
 def test_card_without_mig_is_named(site: Any, machine: Any) -> None:
     settings = site.settings["mig"]
-    nvidia.plug(machine, "2684")
+    machine.pretend_cards(["2684"])
     nvidia.set_state(machine, gpus=[nvidia.h100(0, mig="[N/A]", name="NVIDIA RTX 4090", device_id="0x268410DE")])
     site.settings["mig"] = {"layouts": [HALVES]}
     run = site.run("mig")
     assert not run.ok and "GPU 0 (NVIDIA RTX 4090) has no MIG" in run.output, run.output
     site.settings["mig"] = settings
-    nvidia.plug(machine, "2330", "2330")
+    machine.pretend_cards(["2330", "2330"])
 
 
 def test_mode_that_stays_pending_fails_with_the_cure(site: Any, machine: Any) -> None:

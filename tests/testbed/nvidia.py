@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from gpurack.gpu.driver_packages import NVIDIA_REPOSITORIES
 from gpurack.lab import Machine
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
@@ -99,7 +100,29 @@ def toolkit_debs(folder: Path, version: str) -> list[Path]:
     ]
 
 
-def repository(folder: Path, debs: list[Path]) -> str:
+def cuda_repository(folder: Path, release: str, toolkit: str) -> str:
+    """Lay out NVIDIA's CUDA repository of a release with one toolkit; return the SHA-256 of its keyring package."""
+    flat = folder / NVIDIA_REPOSITORIES[release] / "x86_64"
+    flat.mkdir(parents=True)
+    nvcc = f"#!/bin/sh\necho 'Cuda compilation tools, release {toolkit}, V{toolkit}.131 (double)'\n"
+    package = f"cuda-toolkit-{toolkit.replace('.', '-')}"
+    deb = build_deb(flat, package, f"{toolkit}.1-1", {f"/usr/local/cuda-{toolkit}/bin/nvcc": nvcc})
+    # What must not be taken from there: a driver newer than the host's own.
+    other = build_deb(flat, "nvidia-smi", "999.99.99-1", {"/usr/share/nvidia-double/other": "\n"})
+    repository(flat.parents[1], [deb, other], label="NVIDIA CUDA")
+    tree = flat / "keyring"
+    target = tree / "usr/share/keyrings/cuda-archive-keyring.gpg"
+    target.parent.mkdir(parents=True)
+    key = subprocess.run(["gpg", "--dearmor"], input=(folder / "gpgkey").read_bytes(), check=True, capture_output=True)
+    target.write_bytes(key.stdout)
+    (tree / "DEBIAN").mkdir()
+    (tree / "DEBIAN/control").write_text(control("cuda-keyring", "1.1-1"))
+    keyring = flat / "cuda-keyring_1.1-1_all.deb"
+    subprocess.run(["dpkg-deb", "-Zgzip", "--build", str(tree), str(keyring)], check=True, capture_output=True)
+    return hashlib.sha256(keyring.read_bytes()).hexdigest()
+
+
+def repository(folder: Path, debs: list[Path], label: str = "gpurack tests") -> str:
     """Sign a flat apt repository of the packages in their folder; put the key beside it, return the key's SHA-256."""
     home = folder / ".gnupg"
     home.mkdir(mode=0o700)
@@ -115,7 +138,7 @@ def repository(folder: Path, debs: list[Path]) -> str:
     (flat / "Packages").write_text(packages)
     digest = hashlib.sha256(packages.encode()).hexdigest()
     (flat / "Release").write_text(
-        "Origin: gpurack tests\nLabel: gpurack tests\nDate: Thu, 01 Jan 2026 00:00:00 UTC\n"
+        f"Origin: gpurack tests\nLabel: {label}\nDate: Thu, 01 Jan 2026 00:00:00 UTC\n"
         f"SHA256:\n {digest} {len(packages.encode())} Packages\n"
     )
     run("--clearsign", "--output", str(flat / "InRelease"), str(flat / "Release"))
@@ -187,13 +210,3 @@ def h100(index: int = 0, **change: Any) -> dict[str, Any]:
         "mig": "Disabled",
         **change,
     }
-
-
-def plug(machine: Machine, *device_ids: str) -> None:
-    """Let the host see NVIDIA cards of these PCI device ids on its bus, until it reboots."""
-    cards = "".join(
-        f"mkdir -p $d/0000:{number:02x}:00.0; cd $d/0000:{number:02x}:00.0; "
-        f"echo 0x10de >vendor; echo 0x{device} >device; echo 0x030200 >class; "
-        for number, device in enumerate(device_ids, 1)
-    )
-    machine.ssh("d=/sys/bus/pci/devices; mountpoint -q $d || mount -t tmpfs tmpfs $d; rm -rf $d/*; " + cards + "true")

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FileUploadCommand, OperationError, operation
 from pyinfra.api.command import PyinfraCommand
-from pyinfra.api.facts import FactBase
 
+from gpurack.facts.driver import Held
 from gpurack.facts.packages import UPDATE_STAMP, Packages
 from gpurack.operations.packages import APT, LISTS_MAX_AGE, LOCK_TIMEOUT, patient
 
 SECONDS = int(LOCK_TIMEOUT.total_seconds())
 UPLOADS = "/var/lib/gpurack/upload"
-
-
-class HeldPackages(FactBase[set[str]]):
-    """Returns the names of the packages that apt holds back."""
-
-    default = set
-
-    def command(self) -> str:
-        """Print the names."""
-        return "apt-mark showhold"
-
-    def process(self, output: Iterable[str]) -> set[str]:
-        """Leave out the architecture."""
-        return {line.strip().partition(":")[0] for line in output if line.strip()}
 
 
 @operation()
@@ -44,7 +30,7 @@ def installed(packages: Sequence[str], version: str | None) -> Generator[str, No
         version: Debian version, such as ``1.18.1-1``.
     """
     found = host.get_fact(Packages, packages=list(packages), max_age_minutes=int(LISTS_MAX_AGE.total_seconds() // 60))
-    held = host.get_fact(HeldPackages) & set(packages)
+    held = host.get_fact(Held) & set(packages)
     wrong = [
         name
         for name in packages
@@ -107,7 +93,7 @@ def from_directory(directory: Path, packages: Sequence[str]) -> Generator[str | 
     """
     debs = debs_in(directory, packages)
     found = host.get_fact(Packages, packages=list(packages), max_age_minutes=10**6)
-    held = host.get_fact(HeldPackages)
+    held = host.get_fact(Held)
     if any(found.installed.get(deb.package) != deb.version for deb in debs):
         yield f'install -d -m 755 {Path(UPLOADS).parent} && install -d -m 700 -o "${{SUDO_USER:-root}}" {UPLOADS}'
         names = [f"{UPLOADS}/{deb.path.name}" for deb in debs]
