@@ -35,7 +35,7 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuMachine]:
     """A virtual machine that pretends to have a card, at every boot."""
     [machine] = lab.up([f"vd{os.getpid()}"], driver="qemu", owned=True)
     assert isinstance(machine, QemuMachine)
-    packages.seed(machine)
+    packages.seed(machine, without="*nvidia*")
     bus = tmp_path_factory.mktemp("pci") / "pretended-pci"
     pci.pretend(bus, ["2684"])
     send(machine, bus.parent, "/var/lib")
@@ -47,7 +47,7 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuMachine]:
 def send(machine: Machine, folder: Path, to: str) -> None:
     """Copy what is in a folder to the host."""
     with subprocess.Popen(["tar", "-C", str(folder), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
-        remote = [*machine.ssh_command(), f"sudo tar -x --no-same-owner -C {to} -f -"]
+        remote = [*machine.ssh_command(), f"sudo tar -x --no-same-owner --no-overwrite-dir -C {to} -f -"]
         subprocess.run(remote, stdin=tar.stdout, check=True)
 
 

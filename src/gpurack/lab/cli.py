@@ -20,7 +20,7 @@ from gpurack.lab.vagrant import vagrant_test
 RELEASE = click.Choice(list(hosts_of.RELEASES))
 
 
-class DeviceId(click.ParamType):
+class DeviceId(click.ParamType[str]):
     """A PCI device id in four hexadecimal digits."""
 
     name = "device id"
