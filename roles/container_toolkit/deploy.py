@@ -102,7 +102,11 @@ def cdi() -> None:
     """Make the CDI specification now, at boot before Docker starts, and when driver or toolkit change."""
     service = put("/etc/systemd/system/gpurack-cdi.service", "Make the CDI specification at boot", spec=CDI_SPEC)
     path = put("/etc/systemd/system/gpurack-cdi.path", "Make it anew when driver or toolkit change")
-    systemd.daemon_reload(name="Let systemd read the units", _if=any_changed(service, path))
+    again = put(
+        "/etc/systemd/system/docker.service.d/gpurack-gpu-containers.conf",
+        "Bring containers with GPUs back with Docker",
+    )
+    systemd.daemon_reload(name="Let systemd read the units", _if=any_changed(service, path, again))
     systemd.service(name="Enable it at boot", service="gpurack-cdi.service", running=None, enabled=True)
     systemd.service(name="Watch driver and toolkit", service="gpurack-cdi.path", running=True, enabled=True)
     # One in /run would count more than the one in /etc.

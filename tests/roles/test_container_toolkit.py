@@ -157,6 +157,7 @@ BREAKAGES = {
     "second-spec": ("mkdir -p /var/run/cdi && cp /etc/cdi/nvidia.yaml /var/run/cdi/", "CTK-03", False),
     "unit-off": ("systemctl disable gpurack-cdi.service", "CTK-04", False),
     "path-stopped": ("systemctl stop gpurack-cdi.path", "CTK-04", False),
+    "drop-in": ("rm -r /etc/systemd/system/docker.service.d && systemctl daemon-reload", "CTK-07", False),
     "after-docker": (
         "sed -i /^Before=/d /etc/systemd/system/gpurack-cdi.service; systemctl daemon-reload",
         "CTK-04",
@@ -272,16 +273,24 @@ def test_only_the_pinned_signing_key_is_put_in_place(site: Any, machine: Any) ->
     assert changed(site.run(*ROLES), machine) == 1
 
 
-def test_spec_is_made_before_docker_at_boot(site: Any, machine: Any, release: str) -> None:
-    """A container that starts with Docker finds its device, of the driver that came with the reboot."""
+def test_containers_with_gpus_come_back_after_a_reboot(site: Any, machine: Any, image: str, release: str) -> None:
+    """They find their device, of the driver that came with the reboot; a stopped one, and one not to restart, stay down."""
     if cdi(release):
-        machine.ssh(f"docker run --detach --restart always --name boots --device nvidia.com/gpu=all {IMAGE}")
+        gpu = f"--device nvidia.com/gpu=all {image}"
+        machine.ssh(f"docker run --detach --restart always --name boots {gpu}")
+        machine.ssh(
+            f"docker run --detach --restart unless-stopped --name stopped {gpu} && docker stop --time 1 stopped"
+        )
+        machine.ssh(f"docker run --detach --name once {gpu}")
     nvidia.driver(machine, NEXT_DRIVER)
     machine.reboot()
     machine.ssh("systemctl is-system-running --wait", check=False)
     if cdi(release):
         assert NEXT_DRIVER in machine.ssh("cat /etc/cdi/nvidia.yaml").stdout
-        assert machine.ssh("docker inspect --format '{{.State.Status}}' boots").stdout.strip() == "running"
-        machine.ssh("docker rm --force boots")
+        state = machine.ssh("docker inspect --format '{{.State.Status}} {{.State.Error}}' boots").stdout.strip()
+        assert state == "running", state + machine.ssh("journalctl -b -o short-precise -u docker -u gpurack-cdi").stdout
+        others = machine.ssh("docker inspect --format '{{.State.Status}}' stopped once").stdout.split()
+        assert others == ["exited", "exited"]
+        machine.ssh("docker rm --force boots stopped once")
     site.assert_controls("container_toolkit", machine)
     assert changed(site.run(*ROLES), machine) == 0

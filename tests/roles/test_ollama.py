@@ -1,7 +1,7 @@
 """The ollama role on real hosts of each supported release, with the double in place of the real image.
 
-There is no GPU here: the GPU profile is checked as far as Compose's own reading of the file; see test_container_toolkit.py
-for containers that get a device.
+There is no GPU here: the GPU profile is checked as far as Compose reads the file. A container that gets a device is in
+test_container_toolkit.py.
 """
 
 from __future__ import annotations
