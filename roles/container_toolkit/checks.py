@@ -131,15 +131,12 @@ def test_configuration(host: Any, settings: ContainerToolkitSettings) -> None:
 
 @control("CTK-07", "Containers with GPUs come back when Docker starts", severity="high")
 def test_containers_come_back(host: Any, settings: ContainerToolkitSettings) -> None:
-    """Docker before 28.2 starts them before it knows CDI, and fails: moby/moby#49989. Models would be gone at a reboot."""
+    """Docker before 28.2 starts them before it knows CDI, and fails (moby/moby#49989): a reboot would end the service."""
     _needs_cdi(host, settings)
     loaded = host.run("systemctl show docker.service --property ExecStartPost --value").stdout
     assert "device driver .cdi." in loaded, "docker.service does not start them: its drop-in is missing or not loaded"
     form = "{{.Name}} {{.HostConfig.RestartPolicy.Name}} {{.State.Running}} {{.State.Error}}"
     listed = host.run(f"docker ps --all --quiet | xargs --no-run-if-empty docker inspect --format {shlex.quote(form)}")
-    down = [
-        line.split()[0].lstrip("/")
-        for line in listed.stdout.splitlines()
-        if 'false could not select device driver "cdi"' in line
-    ]
-    assert not down, f"{', '.join(down)}: not started, Docker did not know CDI yet; docker start {' '.join(down)}"
+    failed = [line for line in listed.stdout.splitlines() if 'false could not select device driver "cdi"' in line]
+    down = " ".join(line.split()[0].lstrip("/") for line in failed)
+    assert not down, f"not started, because Docker did not know CDI yet: docker start {down}"

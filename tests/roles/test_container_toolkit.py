@@ -274,7 +274,7 @@ def test_only_the_pinned_signing_key_is_put_in_place(site: Any, machine: Any) ->
 
 
 def test_containers_with_gpus_come_back_after_a_reboot(site: Any, machine: Any, image: str, release: str) -> None:
-    """They find their device, of the driver that came with the reboot; a stopped one, and one not to restart, stay down."""
+    """They find their device, of the driver that came with the reboot. Who is not to run again stays down."""
     if cdi(release):
         gpu = f"--device nvidia.com/gpu=all {image}"
         machine.ssh(f"docker run --detach --restart always --name boots {gpu}")
