@@ -131,7 +131,7 @@ def test_configuration(host: Any, settings: ContainerToolkitSettings) -> None:
 
 @control("CTK-07", "Containers with GPUs come back when Docker starts", severity="high")
 def test_containers_come_back(host: Any, settings: ContainerToolkitSettings) -> None:
-    """Docker before 28.2 starts them before it knows CDI, and fails (moby/moby#49989): a reboot would end the service."""
+    """Docker before 28.2 starts them before it knows CDI, and fails (moby/moby#49989): a reboot ends the service."""
     _needs_cdi(host, settings)
     loaded = host.run("systemctl show docker.service --property ExecStartPost --value").stdout
     assert "device driver .cdi." in loaded, "docker.service does not start them: its drop-in is missing or not loaded"
