@@ -120,6 +120,31 @@ def test_device_let_in_by_the_engine_stays_under_cgroupfs(machine: Any, image: s
     machine.ssh("docker rm --force kept")
 
 
+def test_container_that_could_lose_its_gpu_is_named(site: Any, machine: Any, image: str, release: str) -> None:
+    """Made by hand with --gpus: under the cgroup driver systemd the next daemon-reload would take its GPU."""
+    machine.ssh(f"docker run --detach --name by-hand --gpus all {image}")
+    failing = site.failing("container_toolkit", machine)
+    results = site.results("container_toolkit", machine)
+    machine.ssh("docker rm --force by-hand")
+    assert failing == ({"CTK-05"} if cdi(release) else set())
+    if cdi(release):
+        [message] = [result.message for result in results if result.control.id == "CTK-05"]
+        assert message.startswith("by-hand: GPUs not given as CDI devices")
+
+
+def test_containers_follow_to_the_other_cgroup_driver(site: Any, machine: Any, image: str, release: str) -> None:
+    if cdi(release):
+        pytest.skip("of engines without CDI")
+    machine.ssh("sed -i /exec-opts/d /etc/docker/daemon.json && systemctl restart docker")
+    machine.ssh(f"docker run --detach --name before {image}")
+    cgroup = "cat /proc/$(docker inspect --format '{{.State.Pid}}' before)/cgroup"
+    assert "docker-" in machine.ssh(cgroup).stdout
+    assert changed(site.run(*ROLES), machine) == 1
+    assert "/docker/" in machine.ssh(cgroup).stdout
+    machine.ssh("docker rm --force before")
+    site.assert_controls("container_toolkit", machine)
+
+
 def test_ollama_gets_its_gpus_the_way_the_host_gives_them(site: Any, machine: Any, image: str) -> None:
     gpus = {"image_archive": str(archive()), "health_interval": "PT1S", "ready_timeout": "PT40S", "spread": True}
     for chosen in ({}, {"gpu_count": 1}, {"gpu_device_ids": ["0"]}):

@@ -37,8 +37,7 @@ def installed(packages: Sequence[str], version: str | None) -> Generator[str, No
         if name not in found.installed or (version is not None and found.installed[name] != version)
     ]
     if found.interrupted:
-        yield patient("dpkg --force-confdef --force-confold --configure -a", SECONDS)
-        yield patient(f"{APT} -o DPkg::Lock::Timeout={SECONDS} --fix-broken install", SECONDS)
+        yield from _finish()
     if wrong and found.lists_stale:
         yield patient("apt-get update -o APT::Update::Error-Mode=any", SECONDS)
         yield f"mkdir -p {UPDATE_STAMP.rpartition('/')[0]} && touch {UPDATE_STAMP}"
@@ -53,6 +52,12 @@ def installed(packages: Sequence[str], version: str | None) -> Generator[str, No
         yield f"apt-mark unhold {shlex.join(sorted(held))}"
     if not wrong and not found.interrupted and bool(held) == bool(version):
         host.noop(f"packages {', '.join(packages)} are installed")
+
+
+def _finish() -> Generator[str, None, None]:
+    """Finish an installation that was cut off."""
+    yield patient("dpkg --force-confdef --force-confold --configure -a", SECONDS)
+    yield patient(f"{APT} -o DPkg::Lock::Timeout={SECONDS} --fix-broken install", SECONDS)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ def from_directory(directory: Path, packages: Sequence[str]) -> Generator[str | 
     debs = debs_in(directory, packages)
     found = host.get_fact(Packages, packages=list(packages), max_age_minutes=10**6)
     held = host.get_fact(Held)
+    if found.interrupted:
+        yield from _finish()
     if any(found.installed.get(deb.package) != deb.version for deb in debs):
         yield f'install -d -m 755 {Path(UPLOADS).parent} && install -d -m 700 -o "${{SUDO_USER:-root}}" {UPLOADS}'
         names = [f"{UPLOADS}/{deb.path.name}" for deb in debs]
