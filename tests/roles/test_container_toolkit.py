@@ -217,6 +217,22 @@ def test_spec_follows_the_driver(site: Any, machine: Any, release: str) -> None:
     site.assert_controls("container_toolkit", machine)
 
 
+def test_spec_follows_the_division_of_gpus(site: Any, machine: Any, image: str, release: str) -> None:
+    """In the same run, and after the next boot: a service may name a MIG device at once."""
+    if not cdi(release):
+        pytest.skip("of CDI")
+    site.settings["mig"] = {"layouts": [{"gpu": "all", "profiles": {"3g.40gb": 2}}]}
+    assert changed(site.run("mig", *ROLES), machine) == 3
+    device = machine.ssh("nvidia-smi -L | sed -n 's/.*(UUID: \\(MIG-[^)]*\\)).*/\\1/p' | head -n 1").stdout.strip()
+    machine.ssh(f'docker run --rm --entrypoint python3 --device nvidia.com/gpu={device} {image} -c "{OPEN}"')
+    site.assert_controls("container_toolkit", machine)
+    site.settings["mig"] = {"layouts": [{"gpu": "all"}]}
+    assert changed(site.run("mig", *ROLES), machine) == 3
+    assert "MIG-" not in machine.ssh("cat /etc/cdi/nvidia.yaml").stdout
+    site.assert_controls("container_toolkit", machine)
+    del site.settings["mig"]
+
+
 def test_spec_follows_a_driver_update_by_itself(site: Any, machine: Any, release: str) -> None:
     """As unattended-upgrades brings it: DKMS writes modules.dep, the path unit sees it."""
     if not cdi(release):

@@ -50,7 +50,7 @@ def installed(packages: Sequence[str], version: str | None) -> Generator[str, No
         yield f"apt-mark hold {shlex.join(packages)}"
     if not version and held:
         yield f"apt-mark unhold {shlex.join(sorted(held))}"
-    if not wrong and not found.interrupted and bool(held) == bool(version):
+    if not wrong and not found.interrupted and held == (set(packages) if version else set()):
         host.noop(f"packages {', '.join(packages)} are installed")
 
 
