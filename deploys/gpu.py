@@ -4,5 +4,8 @@ from gpurack.site import apply
 
 apply(
     "nvidia_driver",
+    "cuda",
+    "mig",
+    "container_toolkit",
     "docker",
 )

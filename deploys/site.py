@@ -7,6 +7,9 @@ apply(
     "users",
     "sshd",
     "nvidia_driver",
+    "cuda",
+    "mig",
+    "container_toolkit",
     "docker",
     "ollama",
 )

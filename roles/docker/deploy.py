@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from pyinfra import host
-from pyinfra.api import deploy
+from pyinfra.api import OperationError, deploy
 from pyinfra.operations import files, systemd
 
 from gpurack.facts.debian import Platform
+from gpurack.gpu.runtime import RuntimeModeError, daemon_options
 from gpurack.operations import docker as engine
 from gpurack.operations import packages
+from roles.container_toolkit.mode import mode_of
 from roles.docker.packages import KEYRING, choose
 from roles.docker.settings import DockerSettings
 
 
 @deploy("Docker engine")
 def docker(settings: DockerSettings) -> None:
-    """Install the engine and Compose v2, put the daemon's configuration in force, keep it running."""
+    """Install the engine and Compose v2, put the daemon's configuration in force, keep it running.
+
+    On a host with NVIDIA's cards the configuration says how containers get them, unless container_toolkit is disabled.
+
+    Raises:
+        OperationError: the mode that container_toolkit's settings ask for does not work with this engine.
+    """
+    try:
+        gpu = daemon_options(mode_of(host))
+    except RuntimeModeError as error:
+        raise OperationError(f"container_toolkit.mode: {error}") from error
     platform = host.get_fact(Platform)
     choice = choose(settings, platform.distribution, platform.codename)
     packages.installed(name="Install what fetching over HTTPS needs", packages=["ca-certificates", "curl"])
@@ -38,5 +50,7 @@ def docker(settings: DockerSettings) -> None:
             choice=choice,
         )
     packages.installed(name="Install the engine and Compose", packages=choice.packages, least_major=choice.least_major)
-    engine.daemon_config(name="Put daemon.json in force", src="templates/docker/daemon.json.j2", settings=settings)
+    engine.daemon_config(
+        name="Put daemon.json in force", src="templates/docker/daemon.json.j2", settings=settings, gpu=gpu
+    )
     systemd.service(name="Run the engine", service="docker.service", running=True, enabled=True)

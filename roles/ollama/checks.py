@@ -7,6 +7,8 @@ from typing import Any
 
 from gpurack import imagearchive
 from gpurack.controls import NotApplicable, control
+from gpurack.gpu.evidence import daemon_mode
+from gpurack.gpu.runtime import reservation
 from roles.ollama.settings import OllamaSettings
 
 
@@ -144,11 +146,15 @@ def test_gpus(host: Any, settings: OllamaSettings) -> None:
     if settings.accelerator == "cpu":
         assert not requests, f"a CPU server reserves devices: {requests}"
         return
-    assert len(requests) == 1 and requests[0]["Driver"] == "nvidia", f"device requests are {requests}"
-    count = -1 if settings.gpu_count == "all" else settings.gpu_count
-    wanted = (0, list(settings.gpu_device_ids)) if settings.gpu_device_ids else (count, [])
-    found = (requests[0]["Count"], requests[0]["DeviceIDs"] or [])
-    assert found == wanted, f"reserved are (count, ids) {found}, not {wanted}"
+    assert len(requests) == 1, f"device requests are {requests}"
+    wanted = reservation(daemon_mode(host), settings.gpu_count, settings.gpu_device_ids)
+    found = {"driver": requests[0]["Driver"], "count": requests[0]["Count"], "device_ids": requests[0]["DeviceIDs"]}
+    count = -1 if wanted.get("count") == "all" else wanted.get("count", 0)
+    expected = {"driver": wanted["driver"], "count": count, "device_ids": wanted.get("device_ids")}
+    wrong = [
+        f"{key} is {found[key]}, not {value}" for key, value in expected.items() if (found[key] or 0) != (value or 0)
+    ]
+    assert not wrong, f"reserved: {'; '.join(wrong)}"
 
 
 @control("OLLA-10", "The Compose file is the one of the settings, for root alone", severity="medium")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gpurack import imagearchive
-from gpurack.settings import RoleSettings
+from gpurack.settings import Location, RoleSettings
 
 SYSTEM_DIRECTORIES = frozenset(
     {"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv"}
@@ -32,7 +33,7 @@ def _own_directory(value: str) -> str:
 
 Directory = Annotated[str, AfterValidator(_own_directory)]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^\s,\"'$]+)$")]
-DeviceId = Annotated[str, Field(pattern=r"^(\d+|GPU-[0-9a-f-]+|MIG-[0-9a-f/-]+)$")]
+DeviceId = Annotated[str, Field(pattern=r"^(\d+(:\d+)?|GPU-[0-9a-f-]+|MIG-[0-9a-f/-]+)$")]
 
 
 class OllamaSettings(RoleSettings):
@@ -65,11 +66,13 @@ class OllamaSettings(RoleSettings):
     )
     accelerator: Literal["nvidia", "cpu"] = Field("nvidia", description="What models run on")
     gpu_count: Annotated[int, Field(ge=1, le=64)] | Literal["all"] = Field(
-        "all", description="How many GPUs the server may use"
+        "all", description="How many GPUs the server may use, the first ones by index"
     )
     gpu_device_ids: tuple[DeviceId, ...] = Field(
-        (), description="The very GPUs it may use: index, GPU UUID or MIG UUID; replaces gpu_count"
+        (),
+        description="The very GPUs it may use: index, GPU UUID, MIG UUID, or MIG device `0:1`; replaces gpu_count",
     )
+    spread: bool = Field(False, description="Spread each model over all GPUs, not only over as many as it needs to fit")
     models_dir: Directory = Field("/srv/ollama", description="Where models and the server's key are kept on the host")
     publish_address: IPv4Address | IPv6Address = Field(
         IPv4Address("127.0.0.1"), description="Host address the API listens on; see the README before widening it"
@@ -134,8 +137,8 @@ class OllamaSettings(RoleSettings):
     def _consistent(self) -> Self:
         if self.kv_cache_type != "f16" and self.flash_attention is not True:
             raise ValueError(f"kv_cache_type={self.kv_cache_type} works only with flash_attention=True")
-        if self.accelerator == "cpu" and (self.gpu_device_ids or self.gpu_count != "all"):
-            raise ValueError("gpu_count and gpu_device_ids are for accelerator=nvidia, not cpu")
+        if self.accelerator == "cpu" and (self.gpu_device_ids or self.gpu_count != "all" or self.spread):
+            raise ValueError("gpu_count, gpu_device_ids and spread are for accelerator=nvidia, not cpu")
         if self.gpu_device_ids and self.gpu_count != "all":
             raise ValueError("give gpu_count or gpu_device_ids, not both")
         if self.image_archive is None:
@@ -151,6 +154,15 @@ class OllamaSettings(RoleSettings):
         if self.image_archive_sha256 and imagearchive.sha256(self.image_archive) != self.image_archive_sha256:
             raise ValueError(f"{self.image_archive} does not have the SHA-256 in image_archive_sha256")
         return self
+
+    def problems_on(self, host: str, data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        """Yield a count of GPUs on a host that divides them: a divided GPU as a whole can be given to nobody."""
+        del host
+        mig = data.get("mig")
+        layouts = mig.get("layouts", ()) if isinstance(mig, Mapping) and mig.get("enabled", True) else ()
+        divided = any(isinstance(layout, Mapping) and layout.get("profiles") for layout in layouts)
+        if self.accelerator == "nvidia" and self.gpu_count != "all" and divided:
+            yield ("gpu_count",), "mig.layouts divides GPUs here: name MIG devices in gpu_device_ids, such as 0:0"
 
     @property
     def reference(self) -> str:
@@ -179,6 +191,7 @@ class OllamaSettings(RoleSettings):
             "OLLAMA_CONTEXT_LENGTH": self.context_length,
             "OLLAMA_KV_CACHE_TYPE": self.kv_cache_type,
             "OLLAMA_FLASH_ATTENTION": None if self.flash_attention is None else int(self.flash_attention),
+            "OLLAMA_SCHED_SPREAD": 1 if self.spread else None,
             "OLLAMA_NO_CLOUD": int(self.no_cloud),
             "OLLAMA_ORIGINS": ",".join(self.origins) or None,
         }

@@ -115,6 +115,16 @@ FAULTS = (
         "check its default route and firewall, or set base.mirror (or base.apt_proxy) to one it reaches",
     ),
     _fault(
+        r"unresolvable CDI devices",
+        "the host's CDI specification lacks a GPU that a container asks for",
+        "compare `nvidia-smi -L` with `nvidia-ctk cdi list`; `systemctl restart gpurack-cdi.service` makes it anew",
+    ),
+    _fault(
+        r"could not select device driver",
+        "Docker does not know how to give GPUs to containers",
+        "apply the roles container_toolkit and docker to the host, then run again",
+    ),
+    _fault(
         r"Read-only file system",
         "the file system is read-only",
         "look for disk errors with `dmesg`, repair, and mount it writable again",

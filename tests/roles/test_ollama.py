@@ -1,6 +1,7 @@
 """The ollama role on real hosts of each supported release, with the double in place of the real image.
 
-There is no GPU here: the GPU profile is checked as far as Compose's own reading of the file.
+There is no GPU here: the GPU profile is checked as far as Compose reads the file. A container that gets a device is in
+test_container_toolkit.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpurack.gpu.runtime import Mode, reservation
 from gpurack.lab.ollama_double import MODEL, archive
 from gpurack.rendering import render
 from roles.ollama.settings import OllamaSettings
@@ -178,10 +180,22 @@ def test_wrong_settings_open_no_connection(site: Any, machine: Any, tmp_path: Pa
 def test_gpu_profile_as_compose_reads_it(
     site: Any, machine: Any, values: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    text = render("templates/ollama/compose.yaml.j2", settings=OllamaSettings(**values))
+    settings = OllamaSettings(**values)
+    gpus = reservation(Mode.RUNTIME, settings.gpu_count, settings.gpu_device_ids)
+    text = render("templates/ollama/compose.yaml.j2", settings=settings, reservation=gpus)
     read = machine.ssh(f"docker compose --file - config --format json <<'END'\n{text}\nEND").stdout
     devices = json.loads(read)["services"]["ollama"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"capabilities": ["gpu"], "driver": "nvidia", **expected}]
+
+
+def test_gpus_on_a_host_without_a_card_are_refused_before_any_change(site: Any, machine: Any) -> None:
+    before = container_id(machine)
+    site.settings["ollama"] = {**base_settings(), "accelerator": "nvidia"}
+    run = site.run("ollama")
+    site.settings["ollama"] = base_settings()
+    assert not run.ok
+    assert 'no NVIDIA card is on the PCI bus: set ollama.accelerator = "cpu"' in run.output, run.output
+    assert run.operations[machine.name] == 0 and container_id(machine) == before
 
 
 def test_service_comes_back_after_a_reboot(site: Any, machine: Any) -> None:

@@ -25,6 +25,8 @@ SEEN = {
     "cannot resolve its package mirror": "W: Failed to fetch http://deb.debian.org/debian/dists/trixie/InRelease  "
     "Temporary failure resolving 'deb.debian.org'",
     "no route to its package mirror": "E: Failed to fetch http://x.example/x  Unable to connect to x.example",
+    "lacks a GPU": "Error response from daemon: CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=5",
+    "how to give GPUs": 'Error response from daemon: could not select device driver "cdi" with capabilities: []',
     "was cut off": "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem.",
     "connection was lost": "Command socket/SSH error: SSHException: SSH session not active",
 }

@@ -14,15 +14,20 @@ import pytest
 from pydantic import ValidationError
 
 from gpurack import imagearchive
+from gpurack.gpu.runtime import Mode, reservation
 from gpurack.rendering import render
 from roles.ollama.settings import OllamaSettings
 
 REFERENCE = OllamaSettings().reference
 
 
-def compose(**values: Any) -> str:
-    """Return the Compose file of some settings."""
-    return render("templates/ollama/compose.yaml.j2", settings=OllamaSettings(**values))
+def compose(mode: Mode = Mode.RUNTIME, **values: Any) -> str:
+    """Return the Compose file of some settings, on a host whose containers get GPUs in this way."""
+    settings = OllamaSettings(**values)
+    gpus = None
+    if settings.accelerator == "nvidia":
+        gpus = reservation(mode, settings.gpu_count, settings.gpu_device_ids)
+    return render("templates/ollama/compose.yaml.j2", settings=settings, reservation=gpus)
 
 
 def archive_at(path: Path, documents: dict[str, Any], mode: str = "w") -> Path:
@@ -52,6 +57,29 @@ def test_gpu_profile_with_a_count_or_with_chosen_devices() -> None:
     assert "              count: 2\n" in compose(gpu_count=2)
     text = compose(gpu_device_ids=["0", "GPU-8f1f9a3c-1111-2222-3333-444455556666"])
     assert 'device_ids: ["0", "GPU-8f1f9a3c-1111-2222-3333-444455556666"]' in text and "count:" not in text
+
+
+def test_gpu_profile_names_cdi_devices_where_docker_knows_them() -> None:
+    start = "            - driver: cdi\n              device_ids: "
+    assert f'{start}["nvidia.com/gpu=all"]' in compose(Mode.CDI)
+    assert f'{start}["nvidia.com/gpu=0", "nvidia.com/gpu=1"]' in compose(Mode.CDI, gpu_count=2)
+    text = compose(Mode.CDI, gpu_device_ids=["1:0", "MIG-c7384736-a75d-5afc-978f-d2f1294409fd"])
+    assert f'{start}["nvidia.com/gpu=1:0", "nvidia.com/gpu=MIG-c7384736-a75d-5afc-978f-d2f1294409fd"]' in text
+    assert "count:" not in text
+
+
+def test_a_model_is_spread_only_if_asked_for() -> None:
+    assert OllamaSettings(spread=True).environment["OLLAMA_SCHED_SPREAD"] == "1"
+    assert "OLLAMA_SCHED_SPREAD" not in OllamaSettings().environment
+
+
+def test_a_count_is_refused_where_gpus_are_divided() -> None:
+    mig = {"mig": {"layouts": [{"gpu": "all", "profiles": {"3g.40gb": 2}}]}}
+    [(location, message)] = OllamaSettings(gpu_count=1).problems_on("h", mig)
+    assert location == ("gpu_count",) and "name MIG devices" in message
+    assert not list(OllamaSettings(gpu_device_ids=["0:0"]).problems_on("h", mig))
+    assert not list(OllamaSettings(gpu_count=1).problems_on("h", {"mig": {"layouts": [{"gpu": "all"}]}}))
+    assert not list(OllamaSettings(gpu_count=1).problems_on("h", {"mig": {**mig["mig"], "enabled": False}}))
 
 
 def test_cpu_profile_reserves_nothing() -> None:
@@ -110,6 +138,8 @@ def test_image_names() -> None:
         ({"models_dir": "/srv"}, "system directory"),
         ({"models_dir": "/srv/a:b"}, "no colon"),
         ({"accelerator": "cpu", "gpu_count": 1}, "accelerator=nvidia"),
+        ({"accelerator": "cpu", "spread": True}, "accelerator=nvidia"),
+        ({"gpu_device_ids": ["first"]}, "match pattern"),
         ({"gpu_count": 1, "gpu_device_ids": ["0"]}, "not both"),
         ({"gpu_count": 0}, "greater than or equal to 1"),
         ({"keep_alive": timedelta(seconds=-1)}, "forever"),

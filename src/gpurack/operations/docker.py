@@ -40,8 +40,8 @@ rm -f {new}.log"""
 # One command, so that a lost connection cannot leave a new file beside a daemon that runs with the old one.
 SWITCH = """\
 {stop}if test -e {dest}; then cp -p {dest} {dest}.before; else rm -f {dest}.before; fi
-mv {new} {dest} && systemctl reset-failed docker.service && systemctl restart docker.service \
-&& rm -f {dest}.before && exit 0
+if mv {new} {dest} && systemctl reset-failed docker.service && systemctl restart docker.service
+then rm -f {dest}.before; {again}exit 0; fi
 echo 'dockerd did not start with the new daemon.json; the old one is put back. Its last words:' >&2
 journalctl --unit docker.service --no-pager --lines 15 --output cat >&2
 if test -e {dest}.before; then mv {dest}.before {dest}; else rm -f {dest}; fi
@@ -55,7 +55,8 @@ def daemon_config(src: str, **data: Any) -> Commands:
 
     The new file is tried by dockerd itself before it takes the place of the old one; if the daemon does not come up
     with it, the old one is put back and the operation fails. When the data root moves, running containers are stopped
-    first: with live restore they would go on running, out of reach of the daemon.
+    first: with live restore they would go on running, out of reach of the daemon. When the cgroup driver changes, they
+    are stopped and started again: until then they would live in the old one's cgroups.
 
     + src: Jinja2 template of the file
     + data: variables of the template
@@ -72,12 +73,18 @@ def daemon_config(src: str, **data: Any) -> Commands:
     new = f"{DAEMON_JSON}.new"
     yield from files.put._inner(src=StringIO(wanted), dest=new, user="root", group="root", mode="644")
     yield VALIDATE.format(new=new)
-    moved = data_root_of(current.content if current else "") != data_root_of(wanted)
+    before = current.content if current else ""
+    moved = data_root_of(before) != data_root_of(wanted)
+    other_cgroups = not moved and exec_options_of(before) != exec_options_of(wanted)
+    start = 'test -z "$running" || docker start $running'
     yield SWITCH.format(
         new=new,
         dest=DAEMON_JSON,
-        stop='running=$(docker ps --quiet); test -z "$running" || docker stop $running\n' if moved else "",
-        start='test -z "$running" || docker start $running\n' if moved else "",
+        stop='running=$(docker ps --quiet); test -z "$running" || docker stop $running\n'
+        if moved or other_cgroups
+        else "",
+        again=f"{start} || exit 1; " if other_cgroups else "",
+        start=f"{start}\n" if moved or other_cgroups else "",
     )
 
 
@@ -87,6 +94,14 @@ def data_root_of(daemon_json: str) -> str:
         return str(json.loads(daemon_json).get("data-root", DEFAULT_DATA_ROOT))
     except (ValueError, AttributeError):
         return DEFAULT_DATA_ROOT
+
+
+def exec_options_of(daemon_json: str) -> list[str]:
+    """Return the options of the runtime in a configuration, the cgroup driver among them."""
+    try:
+        return list(json.loads(daemon_json).get("exec-opts", []))
+    except (ValueError, AttributeError, TypeError):
+        return []
 
 
 @operation()

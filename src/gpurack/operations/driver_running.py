@@ -162,13 +162,17 @@ def _wait_for_driver(state: State, host: Host, version: str) -> bool:
 
 @operation()
 def containers_back() -> Commands:
-    """Start the containers again that an upgrade of the driver has stopped."""
+    """Start the containers again that an upgrade of the driver has stopped.
+
+    Their CDI specification names the old driver's libraries: it is made anew first, where container_toolkit keeps one.
+    """
     stopped = host.get_fact(ContainersWithGpus).stopped
     if not stopped:
         host.noop("no container was stopped for the driver")
         return
     ids = " ".join(shlex.quote(item) for item in dict.fromkeys(stopped))
     yield (
+        "! systemctl --quiet is-enabled gpurack-cdi.service 2>/dev/null || systemctl restart gpurack-cdi.service; "
         f"for id in {ids}; do docker container inspect $id >/dev/null 2>&1 || continue; docker start $id >/dev/null || "
         f"exit 1; done; rm -f {STOPPED_CONTAINERS}"
     )

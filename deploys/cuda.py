@@ -1,0 +1,5 @@
+"""Apply the cuda role alone."""
+
+from gpurack.site import apply
+
+apply("cuda")

@@ -1,0 +1,5 @@
+"""Apply the mig role alone."""
+
+from gpurack.site import apply
+
+apply("mig")
