@@ -13,6 +13,7 @@ from rich.table import Table
 from gpurack import check as offline
 from gpurack.controls import Status
 from gpurack.directories import with_entry_files
+from gpurack.doctor.cli import doctor
 from gpurack.inventory import InventoryError, load
 from gpurack.lab.cli import lab
 from gpurack.preflight import EXIT_WRONG_INVENTORY, report
@@ -31,6 +32,7 @@ def main() -> None:
 
 
 main.add_command(lab)
+main.add_command(doctor)
 
 
 def _load(path: str) -> Inventory:
