@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpurack.doctor.evidence import Expected, is_wildcard
-from gpurack.facts.gpu import Nvml, PciDevices
+from gpurack.facts.gpu import ANSWER_SECONDS, Nvml, PciDevices
 
 PART_SECONDS = 20
 """Time for each part: a driver or a Docker that hangs is a finding, not the end of the examination."""
@@ -266,7 +266,7 @@ def parts(expected: Expected) -> list[Part]:
             Part("packages", PACKAGES),
             Part("devices", DEVICES),
             Part("nvml-gate", NVML_GATE),
-            Part("nvml", f'[ -z "$({NVML_GATE.strip()})" ] || exit 0\n{_command(Nvml())}', seconds=45),
+            Part("nvml", f'[ -z "$({NVML_GATE.strip()})" ] || exit 0\n{_command(Nvml())}', seconds=ANSWER_SECONDS + 15),
             Part("fabric-manager", FABRIC_MANAGER),
             Part("toolkit", TOOLKIT),
             Part("cdi", CDI),
