@@ -64,8 +64,6 @@ def _card(address: str, device: str, driver: str | None) -> Card:
 ANSWER_SECONDS = 60
 """After which a driver that does not answer is given up: a wedged GPU blocks whoever asks."""
 
-NO_ANSWER = NvmlReport(source="nvml", error=f"no answer within {ANSWER_SECONDS} s").model_dump_json()
-
 
 class Nvml(FactBase[NvmlReport]):
     """Returns the :class:`NvmlReport`, by pynvml or else by nvidia-smi; its source is ``none`` without either."""
@@ -81,11 +79,11 @@ class Nvml(FactBase[NvmlReport]):
         timeout = f"timeout --kill-after=5 {ANSWER_SECONDS}"
         return (
             "if python3 -I -c 'import pynvml' 2>/dev/null; then\n"
-            f"{timeout} python3 -I - 2>&1 <<'GPURACK' || {{ [ $? -lt 124 ] || echo '{NO_ANSWER}'; }}\n"
+            f"{timeout} python3 -I - 2>&1 <<'GPURACK' || {_given_up('nvml')}\n"
             f"{collector}\n"
             "GPURACK\n"
-            f"elif command -v nvidia-smi >/dev/null; then {{ {timeout} nvidia-smi -q -x && nvidia-smi -L; }} 2>&1 "
-            f"|| {{ [ $? -lt 124 ] || echo '{NO_ANSWER}'; }}; fi"
+            "elif command -v nvidia-smi >/dev/null; then "
+            f"{{ {timeout} nvidia-smi -q -x && {timeout} nvidia-smi -L; }} 2>&1 || {_given_up('nvidia-smi')}; fi"
         )
 
     def process(self, output: Iterable[str]) -> NvmlReport:
@@ -100,6 +98,12 @@ class Nvml(FactBase[NvmlReport]):
         if lines and lines[0].startswith("Traceback"):
             return NvmlReport(source="nvml", error=f"the collector failed: {lines[-1]}")
         return smi.parse("\n".join(lines)) if lines else NvmlReport()
+
+
+def _given_up(source: str) -> str:
+    """Return the shell command that reports, after `timeout` has ended another, that it did."""
+    report = NvmlReport(source=source, error=f"no answer within {ANSWER_SECONDS} s").model_dump_json()
+    return f"{{ [ $? -lt 124 ] || echo '{report}'; }}"
 
 
 # journalctl's and dmesg's own forms: "1732450000.123456 gpu1 kernel: NVRM: ..." and "1732450000,123456 NVRM: ...".

@@ -80,7 +80,8 @@ def _refuse_entities(*_: object) -> None:
 
 def _text(element: Element, path: str) -> str:
     """Return the text at a path; empty where it is missing or N/A."""
-    text = (element.findtext(path) or "").strip()
+    found = element.find(path)
+    text = ((found.text if found is not None else None) or "").strip()
     return "" if text in {"N/A", "[N/A]"} else text
 
 
@@ -152,7 +153,7 @@ def _uncorrected(element: Element) -> int | None:
     volatile = element.find("ecc_errors/volatile")
     if volatile is None:
         return None
-    counts = [_number(volatile, child.tag) for child in volatile if "uncorrectable" in child.tag]
+    counts = [_number(child, ".") for child in volatile if "uncorrectable" in child.tag]
     known = [count for count in (*counts, _number(volatile, "double_bit/total")) if count is not None]
     return sum(known) if known else None
 

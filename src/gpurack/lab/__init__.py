@@ -31,6 +31,8 @@ def up(
     driver: str = "nspawn",
     owned: bool = False,
     disk_mib: int | None = None,
+    cards: Sequence[str] = (),
+    nvswitches: int = 0,
 ) -> list[Machine]:
     """Boot hosts and wait until each answers on SSH; all of them or none.
 
@@ -40,9 +42,11 @@ def up(
         driver: key of :data:`DRIVERS`.
         owned: the hosts end with this process: however it ends.
         disk_mib: size of each host's disk, at least 64; the driver's default when None.
+        cards: PCI device ids of NVIDIA cards that each host pretends to have, such as ``2684``; without a driver.
+        nvswitches: number of pretended NVSwitch bridges.
 
     Raises:
-        LabError: a name is taken or none, a tool is missing, or a host does not come up.
+        LabError: a name is taken or none, a tool is missing, a host does not come up, or cannot have cards.
         RootfsError: the root file system cannot be built.
     """
     require(nspawn.TOOLS)
@@ -59,6 +63,8 @@ def up(
                 atexit.register(_down_quietly, machine)
                 import_module("gpurack.lab.janitor").watch(os.getpid())
             machine.create()
+            if cards or nvswitches:
+                machine.pretend_cards(cards, nvswitches=nvswitches)
             machine.save()
             machine.start()
     except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -17,6 +18,18 @@ from gpurack.lab.rootfs import RootfsError
 from gpurack.lab.vagrant import vagrant_test
 
 RELEASE = click.Choice(list(hosts_of.RELEASES))
+
+
+class DeviceId(click.ParamType[str]):
+    """A PCI device id in four hexadecimal digits."""
+
+    name = "device id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it in lower case."""
+        if not re.fullmatch("[0-9a-fA-F]{4}", value):
+            self.fail(f"{value!r} is no PCI device id: four hexadecimal digits, such as 2684", param, ctx)
+        return value.lower()
 
 
 class LabGroup(click.Group):
@@ -44,9 +57,13 @@ lab.add_command(vagrant_test)
 @click.argument("names", nargs=-1)
 @click.option("--release", default="trixie", show_default=True, type=RELEASE)
 @click.option("--driver", default="nspawn", show_default=True, type=click.Choice(list(hosts_of.DRIVERS)))
-def up(names: tuple[str, ...], release: str, driver: str) -> None:
+@click.option(
+    "--card", "cards", multiple=True, type=DeviceId(), help="PCI id of a pretended NVIDIA card, such as 2684."
+)
+@click.option("--nvswitches", default=0, type=click.IntRange(0, 12), help="Number of pretended NVSwitch bridges.")
+def up(names: tuple[str, ...], release: str, driver: str, cards: tuple[str, ...], nvswitches: int) -> None:
     """Boot hosts (gpu1 when none is named); they come up in the lab inventory."""
-    for machine in hosts_of.up(names or ("gpu1",), release=release, driver=driver):
+    for machine in hosts_of.up(names or ("gpu1",), release=release, driver=driver, cards=cards, nvswitches=nvswitches):
         click.echo(f"{machine.name}: Debian {release} at {machine.address} port {machine.port}")
     click.echo("next: pyinfra inventories/lab deploys/")
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +111,20 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     def running(self) -> bool:
         """Whether the host is powered on."""
+
+    def pretend_cards(self, cards: Sequence[str], *, nvswitches: int = 0, driver: str | None = None) -> None:
+        """Show NVIDIA cards on the host's PCI bus that are not there, in place of those it had; see ``pci.py``.
+
+        Args:
+            cards: PCI device ids, such as ``2684``.
+            nvswitches: NVSwitch bridges.
+            driver: kernel driver they are bound to; none when None.
+
+        Raises:
+            LabError: this kind of host cannot have them.
+        """
+        del cards, nvswitches, driver
+        raise LabError(f"{self.name}: only nspawn hosts can have pretended cards, not {self.driver} hosts")
 
     def down(self) -> None:
         """Remove the host and everything of it."""

@@ -12,10 +12,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gpurack.lab import network
+from gpurack.lab import network, pci
 from gpurack.lab.machine import LabError, Machine, run, started
 from gpurack.lab.rootfs import resolv_conf, root
 
@@ -39,7 +40,7 @@ folder=$1 tree=$2 name=$3 netns=$4
 if [ -e "$folder/disk.img" ]; then
     mount -o loop "$folder/disk.img" "$folder/disk"
 fi
-mkdir -p "$folder/disk/upper" "$folder/disk/work" "$folder/disk/docker"
+mkdir -p "$folder/pci" "$folder/disk/upper" "$folder/disk/work" "$folder/disk/docker"
 mount -t overlay -o "lowerdir=$tree,upperdir=$folder/disk/upper,workdir=$folder/disk/work" overlay "$folder/root"
 # systemd in the container wants cgroups of version 2. Where this machine has version 1, they are mounted over it in
 # this namespace only. Each host gets a branch of its own: two systemds in one branch would stop each other's services.
@@ -49,12 +50,15 @@ if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then
 fi
 mkdir -p "/sys/fs/cgroup/gpurack-$name"
 echo 0 > "/sys/fs/cgroup/gpurack-$name/cgroup.procs"
+# Pretended cards over those of this machine; see pci.py.
+pci=()
+[ ! -d /sys/bus/pci/devices ] || pci=("--bind=$folder/pci:/sys/bus/pci/devices")
 while :; do
     rc=0
     # Without the writable API file systems, Docker cannot set up networks inside.
     SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 systemd-nspawn --quiet --register=no --keep-unit --boot --machine="$name" \
         --directory="$folder/root" --network-namespace-path="/run/netns/$netns" \
-        --bind="$folder/disk/docker:/var/lib/docker" \
+        --bind="$folder/disk/docker:/var/lib/docker" "${pci[@]}" \
         --capability=all --system-call-filter="bpf keyctl add_key" --resolv-conf=off --timezone=off \
         --link-journal=no --console=pipe || rc=$?
     [ "$rc" = 133 ] || exit "$rc" # 133: it wants to be started again
@@ -150,6 +154,10 @@ class NspawnMachine(Machine):
         for path in (home, ssh, keys):
             os.chown(path, owner.st_uid, owner.st_gid)
         home.chmod(owner.st_mode & 0o777)
+
+    def pretend_cards(self, cards: Sequence[str], *, nvswitches: int = 0, driver: str | None = None) -> None:
+        """Show pretended devices on the host's PCI bus, at once and after every boot."""
+        pci.pretend(self.folder / "pci", cards, nvswitches=nvswitches, driver=driver)
 
     def start(self) -> None:
         """Boot the host and wait until SSH answers; about a second."""
