@@ -19,6 +19,7 @@ from tests.testbed.doctor import (
     examine,
     forget_kernel_log,
     kernel_says,
+    snapshot,
     with_environment,
     with_service,
 )
@@ -33,18 +34,6 @@ SETTINGS = {
     "health_start_period": "PT0S",
     "ready_timeout": "PT40S",
 }
-# What changes on a host by itself, and by any login: logs, sudo's stamp, the kernel's own file systems.
-BY_ITSELF = (
-    "/proc",
-    "/sys",
-    "/dev",
-    "/run/log",
-    "/var/log",
-    "/run/sudo",
-    "/var/lib/sudo",
-    "/run/systemd",
-    "/run/user",
-)
 
 
 @pytest.fixture(scope="module")
@@ -76,36 +65,6 @@ def test_nothing_is_found_on_a_host_as_the_roles_left_it(site: Site) -> None:
     report = examine(site)
     assert (report.returncode, report.host["cause"], report.host["examined"]) == (0, None, True)
     assert report.host["tests"]["ollama-silent"] == "ok" and report.host["tests"]["nouveau-loaded"] == "not applicable"
-
-
-def snapshot(host: Machine) -> dict[str, str]:
-    """Return everything about a host that looking must leave as it is."""
-    pruned = " -o ".join(f"-path {path}" for path in BY_ITSELF)
-    return {
-        "files": host.ssh(
-            f"find / \\( {pruned} \\) -prune -o -printf '%p %y %s %m %U %G %T@ %C@ %l\\n' 2>/dev/null "
-            "| sed -E 's/^(\\/run[^ ]* d) .*/\\1/' | sort",  # every login makes and removes a file in /run
-            timeout=120,
-        ).stdout,
-        "devices": host.ssh("ls /dev").stdout,
-        "packages": host.ssh("dpkg-query -W -f '${Package} ${Version} ${Status}\\n'").stdout,
-        "processes": host.ssh(
-            "ps -eo pid,ppid,lstart,args --no-headers | grep -v '\\[' | sort | "
-            "grep -vE 'sshd|sudo|ps -eo|sh -c|systemd --user|sd-pam|grep|sort'"
-        ).stdout,
-        "units": host.ssh(
-            "systemctl list-units --all --plain --no-legend --type service,socket,timer | "
-            "grep -vE '^(user|session|ssh@|sshd@|run-|systemd-tmpfiles)' | awk '{print $1, $2, $3, $4}'"
-        ).stdout,
-        "containers": host.ssh(
-            "if systemctl is-active --quiet docker; then docker ps --all --no-trunc --format '{{.ID}} {{.State}}'; "
-            f"docker inspect --format '{{{{.State.StartedAt}}}} {{{{len .ExecIDs}}}}' {CONTAINER} 2>&1; "
-            "docker image ls --no-trunc; fi"
-        ).stdout,
-        "mounts": host.ssh("cut -d' ' -f2,3,4 /proc/self/mounts | grep -v /run/user").stdout,
-        "modules": host.ssh("ls /sys/module").stdout,
-        "firewall": host.ssh("nft list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'").stdout,
-    }
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "nvidia"])

@@ -11,11 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from gpurack.lab import Machine
+from tests.testbed import gpus
 from tests.testbed.site import ROOT, Site
 
 COMPOSE = "/etc/gpurack/compose/ollama/compose.yaml"
 CONTAINER = "ollama-ollama-1"
 UP = f"docker compose --file {COMPOSE} up --detach --wait --force-recreate"
+
+
+# What changes on a host by itself, and by any login: logs, sudo's stamp, the kernel's own file systems.
+BY_ITSELF = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run/log",
+    "/var/log",
+    "/run/sudo",
+    "/var/lib/sudo",
+    "/run/systemd",
+    "/run/user",
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,118 @@ def kernel_says(machine: Machine, *lines: str) -> None:
 
 def forget_kernel_log(machine: Machine) -> None:
     """Empty the journal, so that the kernel has said nothing."""
+    machine.ssh("journalctl --rotate --quiet; sleep 1.1; journalctl --vacuum-time=1s --quiet")
+
+
+def snapshot(machine: Machine) -> dict[str, str]:
+    """Return everything about a host that looking must leave as it is."""
+    pruned = " -o ".join(f"-path {path}" for path in BY_ITSELF)
+    return {
+        "files": machine.ssh(
+            f"find / \\( {pruned} \\) -prune -o -printf '%p %y %s %m %U %G %T@ %C@ %l\\n' 2>/dev/null "
+            "| sed -E 's/^(\\/run[^ ]* d) .*/\\1/' | sort",  # every login makes and removes a file in /run
+            timeout=120,
+        ).stdout,
+        "devices": machine.ssh("ls /dev").stdout,
+        "packages": machine.ssh("dpkg-query -W -f '${Package} ${Version} ${Status}\\n'").stdout,
+        "processes": machine.ssh(
+            "ps -eo pid,ppid,lstart,args --no-headers | grep -v '\\[' | sort | "
+            "grep -vE 'sshd|sudo|ps -eo|sh -c|systemd --user|sd-pam|grep|sort'"
+        ).stdout,
+        "units": machine.ssh(
+            "systemctl list-units --all --plain --no-legend --type service,socket,timer | "
+            "grep -vE '^(user|session|ssh@|sshd@|run-|systemd-tmpfiles)' | awk '{print $1, $2, $3, $4}'"
+        ).stdout,
+        "containers": machine.ssh(
+            "if systemctl is-active --quiet docker; then docker ps --all --no-trunc --format '{{.ID}} {{.State}}'; "
+            f"docker inspect --format '{{{{.State.StartedAt}}}} {{{{len .ExecIDs}}}}' {CONTAINER} 2>&1; "
+            "docker image ls --no-trunc; fi"
+        ).stdout,
+        "mounts": machine.ssh("cut -d' ' -f2,3,4 /proc/self/mounts | grep -v /run/user").stdout,
+        "modules": machine.ssh("ls /sys/module").stdout,
+        "firewall": machine.ssh("nft list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'").stdout,
+    }
+
+
+VERSION = "550.163.01"
+SPEC = "/etc/cdi/nvidia.yaml"
+SMI = "/usr/local/lib/nvidia-smi-double"
+GPU_LOG = 'level=INFO msg="inference compute" id=GPU-4090 library=CUDA compute=8.9 name=CUDA0 total="24.0 GiB"'
+CPU_LOG = 'level=INFO msg="inference compute" id=cpu library=cpu compute="" name=cpu total="22.9 GiB"'
+LISTS = 'print("GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-4090aaaa-0000-4000-8000-000000000000)")'
+UNKNOWN_ERROR = 'print("Failed to initialize NVML: Unknown Error"); raise SystemExit(255)'
+
+
+def load_module(machine: Machine, *modules: str, version: str = VERSION) -> None:
+    """Show kernel modules as loaded: a file system over the container's own ``/sys/module``."""
     machine.ssh(
-        "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet; sleep 1.1; journalctl --vacuum-time=1s --quiet"
+        "umount /sys/module 2>/dev/null; mount -t tmpfs none /sys/module; cd /sys/module; "
+        f"mkdir -p {' '.join(['nf_tables', *modules])}; [ ! -d nvidia ] || echo {version} > nvidia/version"
+    )
+
+
+def make_devices(machine: Machine) -> None:
+    """Make the device files of one GPU; nothing is behind them."""
+    machine.ssh(
+        "cd /dev; rm -f nvidia*; mknod -m 666 nvidia0 c 195 0; mknod -m 666 nvidiactl c 195 255; "
+        "mknod -m 666 nvidia-uvm c 511 0"
+    )
+
+
+def write_spec(machine: Machine, version: str = VERSION) -> None:
+    """Write a CDI specification as nvidia-ctk writes it, with a library of that version and nvidia-smi's double."""
+    library = f"/usr/lib/x86_64-linux-gnu/libcuda.so.{version}"
+    devices = "".join(f"    - path: /dev/{name}\n" for name in ("nvidia0", "nvidiactl", "nvidia-uvm"))
+    text = (
+        "---\ncdiVersion: 0.5.0\nkind: nvidia.com/gpu\n"
+        f"devices:\n- name: all\n  containerEdits:\n    deviceNodes:\n{devices}"
+        f"containerEdits:\n  mounts:\n  - hostPath: {SMI}\n    containerPath: /usr/bin/nvidia-smi\n"
+        f"    options: [ro, nosuid, nodev, bind]\n  - hostPath: {library}\n    containerPath: {library}\n"
+        "    options: [ro, nosuid, nodev, bind]\n"
+    )
+    machine.ssh(f"mkdir -p /etc/cdi; printf %s {shlex.quote(text)} > {SPEC}")
+
+
+def smi_says(machine: Machine, code: str) -> None:
+    """Have nvidia-smi's double in the container do something; written in place, as the container's mount wants it."""
+    machine.ssh(f"printf '%s\\n' '#!/usr/bin/python3' {shlex.quote(code)} > {SMI}; chmod 755 {SMI}")
+
+
+def with_gpu(machine: Machine, healthcheck: bool = True, **environment: str) -> None:
+    """Start Ollama's container anew with a GPU by CDI, and with further environment; each health check writes."""
+    reservation = {"driver": "cdi", "device_ids": ["nvidia.com/gpu=all"], "capabilities": ["gpu"]}
+    with_service(
+        machine,
+        wait=healthcheck,
+        environment={"OLLAMA_DOUBLE_LOG": GPU_LOG, **environment},
+        **({} if healthcheck else {"healthcheck": {"disable": True}}),
+        deploy={"resources": {"reservations": {"devices": [reservation]}}},
+    )
+
+
+def make_gpu_host(machine: Machine) -> None:
+    """Make a host that runs Ollama on its CPU look like one with a GPU and everything that belongs to it."""
+    gpus.install(machine, "rtx4090")
+    load_module(machine, "nvidia", "nvidia_uvm")
+    make_devices(machine)
+    smi_says(machine, LISTS)
+    machine.ssh(f"touch /usr/lib/x86_64-linux-gnu/libcuda.so.{VERSION}")
+    write_spec(machine)
+    toolkit = "#!/bin/sh\necho NVIDIA Container Toolkit CLI version 1.17.8\n"
+    unit = "[Service]\nExecStart=/bin/sleep infinity\n"
+    machine.ssh(
+        f"printf %s {shlex.quote(toolkit)} > /usr/bin/nvidia-ctk; chmod 755 /usr/bin/nvidia-ctk; "
+        f"printf %s {shlex.quote(unit)} > /etc/systemd/system/nvidia-persistenced.service; systemctl daemon-reload; "
+        "systemctl start nvidia-persistenced"
+    )
+    enable_cdi(machine)
+    with_gpu(machine)
+
+
+def enable_cdi(machine: Machine, on: bool = True) -> None:
+    """Switch CDI on in Docker, or off."""
+    value = "true" if on else "false"
+    machine.ssh(
+        "jq '.features.cdi = " + value + "' /etc/docker/daemon.json > /root/daemon.json; "
+        "cp /root/daemon.json /etc/docker/daemon.json; systemctl restart docker"
     )

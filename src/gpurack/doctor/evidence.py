@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from gpurack.gpu.models import NvmlReport, PciInventory, XidError
+
+DRIVER_PACKAGE = re.compile(
+    r"nvidia-(tesla-)?(\d+-)?(driver|kernel|open|dkms)|linux-(modules|objects|signatures)-nvidia"
+)
+"""Debian's, Ubuntu's and NVIDIA's packages with the kernel's side of a driver, or that depend on it."""
 
 
 class _Part(BaseModel):
@@ -316,10 +322,12 @@ class Evidence(_Part):
 
     @property
     def driver_present(self) -> bool:
-        """Whether anything of a driver is installed."""
-        return bool(
-            self.module_loaded or self.library_version or self.dkms or any(kernel.module for kernel in self.kernels)
-        )
+        """Whether a driver is installed: its module for some kernel, or a package that brings it.
+
+        The library alone is not: python3-pynvml and others bring it too.
+        """
+        module = self.module_loaded or self.dkms or any(kernel.module for kernel in self.kernels)
+        return bool(module or any(DRIVER_PACKAGE.match(name) for name in self.packages))
 
     @property
     def running(self) -> Kernel:

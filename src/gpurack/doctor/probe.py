@@ -76,7 +76,7 @@ true
 """
 
 PACKAGES = (
-    r"dpkg-query -W -f '${db:Status-Status} ${Package} ${Version}\n' '*nvidia*' 'libcuda1' 'datacenter-gpu*' "
+    r"dpkg-query -W -f '${db:Status-Status} ${Package} ${Version}\n' '*nvidia*' "
     "2>/dev/null | sed -n 's/^installed //p'"
 )
 
@@ -108,8 +108,8 @@ FABRIC_MANAGER = (
 
 # Kernel messages; and those root wrote under the kernel's name, where journald has them from elsewhere (containers).
 KERNEL_PATTERN = (
-    "NVRM|nvidia|nouveau|Out of memory|oom-kill|oom_reaper|Killed process|Key was rejected|unsigned module|"
-    "Lockdown|module verification failed"
+    "NVRM|nvidia|nouveau|Out of memory|oom-kill|Killed process|Key was rejected|oading of .* is rejected|"
+    "unsigned module loading is restricted"
 )
 KERNEL_LOG = (
     "journalctl --boot --quiet --no-pager --output short-unix _TRANSPORT=kernel + SYSLOG_IDENTIFIER=kernel _UID=0 "

@@ -79,9 +79,10 @@ def cdi_stale(evidence: Evidence) -> Answer:
     """It lists the driver's files by name; after an upgrade containers do not start, or start without the GPU."""
     if not uses_cdi(evidence) and not evidence.cdi:
         return NOT_APPLICABLE
+    path = evidence.cdi[0].path if evidence.cdi else "/etc/cdi/nvidia.yaml"
     regenerate = (
-        "`nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml` (an old specification in /etc/cdi has "
-        f"to go), then `docker restart ollama-ollama-1`; kept fresh by: {evidence.deploy('gpu')}"
+        f"`nvidia-ctk cdi generate --output={path}`, then `docker restart ollama-ollama-1`; made and kept fresh by: "
+        f"{evidence.deploy('gpu')}"
     )
     if not evidence.cdi:
         return Sign(

@@ -10,7 +10,8 @@ from gpurack.doctor.xids import OFF_THE_BUS
 
 Answer = Sign | Literal["not applicable"] | None
 
-REFUSED = ("Key was rejected", "unsigned module", "Lockdown")
+REFUSED = ("Key was rejected", "is rejected", "unsigned module loading is restricted")
+"""What the kernel says when it refuses a module: for its signature, or because it is locked down."""
 NO_GPU = (
     "container-runtime-missing",
     "cdi-stale",
@@ -112,7 +113,7 @@ def driver_not_installed(evidence: Evidence) -> Sign | None:
         return None
     cards = [f"{card.address} {card.name}: driver {card.driver or 'none'}" for card in evidence.pci.cards]
     return Sign(
-        [*cards, "no NVIDIA module, no libnvidia-ml, nothing in DKMS"],
+        [*cards, "no NVIDIA module for any kernel, nothing in DKMS, no package of the driver"],
         evidence.deploy("gpu"),
     )
 
@@ -222,7 +223,7 @@ def secure_boot(evidence: Evidence) -> Answer:
     """With Secure Boot on, the kernel loads only modules signed with a key that the firmware knows."""
     if evidence.module_loaded:
         return None if evidence.secure_boot else NOT_APPLICABLE
-    refused = [line for line in grep(evidence, *REFUSED) if "nvidia" in line.lower() or "Key was" in line]
+    refused = grep(evidence, *REFUSED)
     unsigned = evidence.secure_boot and evidence.running.module and not evidence.running.signer
     if not (refused or unsigned):
         return None if evidence.secure_boot else NOT_APPLICABLE
@@ -367,7 +368,8 @@ def card_not_answering(evidence: Evidence) -> Answer:
     """The host computes on fewer GPUs than it has, and models that need all of them do not fit."""
     if not evidence.driver_answers:
         return NOT_APPLICABLE
-    broken = [f"GPU {gpu.index} {gpu.address}: {gpu.error}" for gpu in evidence.nvml.gpus if gpu.error]
+    broken = [f"GPU {gpu.index} {gpu.address}: {gpu.error}" for gpu in evidence.nvml.gpus if gpu.error and not gpu.uuid]
+    partly = [f"GPU {gpu.index} {gpu.name}: {gpu.error}" for gpu in evidence.nvml.gpus if gpu.error and gpu.uuid]
     known = {gpu.address.lower() for gpu in evidence.nvml.gpus if gpu.address}
     if known:
         broken += [
@@ -375,10 +377,17 @@ def card_not_answering(evidence: Evidence) -> Answer:
             for card in evidence.pci.cards
             if card.address.lower() not in known
         ]
-    if not broken:
+    if not broken and not partly:
         return None
+    if not broken:
+        return Sign(
+            partly,
+            "`nvidia-smi -q` shows which figure is faulty; if it stays so after a reboot, have the card checked.",
+            title="The driver cannot read all of a card",
+            severity="medium",
+        )
     return Sign(
-        [*broken, *grep(evidence, "NVRM")],
+        [*broken, *partly, *grep(evidence, "NVRM")],
         "`dmesg | grep -i nvrm` names the reason: power cables, a card the module's flavour does not support (open "
         "modules need Turing or newer), or a defect. `nvidia-smi drain` may have taken it out.",
     )

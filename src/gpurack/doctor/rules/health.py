@@ -51,7 +51,7 @@ def xid_errors(evidence: Evidence) -> Sign | None:
     "Memory errors that ECC cannot correct",
     severity="critical",
     needs=("gpu",),
-    explains=("answers-fail",),
+    explains=("row-remap-pending", "answers-fail"),
 )
 def ecc_errors(evidence: Evidence) -> Answer:
     """What was computed with that memory was ended or is wrong; the card is on its way out if they come again."""
