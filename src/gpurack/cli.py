@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import version
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpurack import check as offline
+from gpurack import gpus
 from gpurack.controls import Status
 from gpurack.directories import with_entry_files
 from gpurack.doctor.cli import doctor
@@ -75,6 +77,28 @@ def verify_command(inventory: str, roles: tuple[str, ...], *, everything: bool) 
         reports.append(found)
         _show(found, console, everything=everything)
     sys.exit(0 if all(found.ok for found in reports) else 1)
+
+
+@main.command("gpus")
+@click.argument("inventory")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON: a list of hosts.")
+@click.option("--limit", multiple=True, help="Only this host or group, or those a pattern matches; may be repeated.")
+def gpus_command(inventory: str, limit: tuple[str, ...], *, as_json: bool) -> None:
+    """Show the GPUs of the hosts of INVENTORY; nothing is changed.
+
+    Cards are listed from the PCI bus where no driver answers.
+
+    Exit code 0 when every host was read, 1 when one could not be, 2 for a wrong inventory.
+    """
+    try:
+        found = list(gpus.gpus(_load(inventory), limit=limit))
+    except LookupError as error:
+        raise click.UsageError(f"--limit: {error.args[0]}") from error
+    if as_json:
+        click.echo(json.dumps([host.model_dump(mode="json") for host in found], indent=1))
+    else:
+        gpus.show(found, Console())
+    sys.exit(1 if any(host.error for host in found) else 0)
 
 
 def _show(found: HostReport, console: Console, *, everything: bool) -> None:

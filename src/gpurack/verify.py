@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyinfra.api.command import StringCommand
-from pyinfra.api.config import Config
-from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
-from pyinfra.api.state import State
 from pyinfra.connectors.util import make_unix_command_for_host
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as TestinfraHost
 
 from gpurack.controls import Result, Status, run_controls
+from gpurack.fleet import HostError, connection, on_each
 from gpurack.settings import enabled_roles
-
-CONNECTIONS = 16
-"""Hosts checked at the same time."""
 
 
 class PyinfraBackend(BaseBackend):  # type: ignore[misc]
-    """A testinfra backend over a connected pyinfra host.
-
-    Jump hosts, known_hosts, agents, sudo and its password are thus what the deploy uses, whatever the inventory says.
-    """
+    """A testinfra backend over a connected pyinfra host."""
 
     NAME = "pyinfra"
 
@@ -76,25 +67,18 @@ def verify(inventory: Inventory, *, roles: tuple[str, ...] = ()) -> Iterator[Hos
         inventory: an inventory without problems.
         roles: only these roles; all enabled ones when empty.
     """
-    State(inventory, Config())
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        yield from pool.map(lambda host: verify_host(host, roles), list(inventory))
+    yield from on_each(inventory, lambda host: verify_host(host, roles))
 
 
 def verify_host(host: Host, roles: tuple[str, ...] = ()) -> HostReport:
     """Run the checks on one host of an initialised inventory."""
     report = HostReport(host.name)
     try:
-        host.connect(show_errors=False, raise_exceptions=True)
-    except (ConnectError, PyinfraError) as error:
+        with connection(host):
+            target = TestinfraHost(PyinfraBackend(host))
+            for role, settings in enabled_roles(host):
+                if not roles or role in roles:
+                    report.results.extend(run_controls(role, target, settings))
+    except HostError as error:
         report.unreachable = str(error)
-        return report
-    try:
-        target = TestinfraHost(PyinfraBackend(host))
-        for role, settings in enabled_roles(host):
-            if not roles or role in roles:
-                report.results.extend(run_controls(role, target, settings))
-    finally:
-        host.disconnect()  # which leaves the connection itself to the end of pyinfra's process
-        host.connector.client.close()  # type: ignore[attr-defined]
     return report

@@ -110,12 +110,21 @@ def install(machine: Machine, wanted: Scenario | str, *, pynvml: bool = True) ->
     put(machine, LIBRARY, build().read_bytes())
     put(machine, ANSWERS, there.answers().encode())
     if pynvml:
-        machine.ssh(
-            "dpkg-query -W python3-pynvml >/dev/null 2>&1 || { apt-get -q update; DEBIAN_FRONTEND=noninteractive "
-            "apt-get -qy --no-install-recommends install python3-pynvml; }",
-            timeout=300,
-        )
+        install_pynvml(machine)
     machine.ssh("ldconfig")
+
+
+def install_pynvml(machine: Machine) -> None:
+    """Install Debian's pynvml, as the role nvidia_driver does."""
+    _package(machine, "python3-pynvml")
+
+
+def _package(machine: Machine, name: str) -> None:
+    machine.ssh(
+        f"dpkg-query -W {name} >/dev/null 2>&1 || {{ apt-get -q update; "
+        f"DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install {name}; }}",
+        timeout=300,
+    )
 
 
 def put(machine: Machine, path: str, content: bytes) -> None:
@@ -134,11 +143,7 @@ def log_kernel(machine: Machine, *messages: str, age_seconds: float = 0) -> None
     A container's journald does not read the kernel's messages; these come in a journal file of their own, made by
     systemd-journal-remote, as the journal of another boot would.
     """
-    machine.ssh(
-        "dpkg-query -W systemd-journal-remote >/dev/null 2>&1 || { apt-get -q update; "
-        "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install systemd-journal-remote; }",
-        timeout=300,
-    )
+    _package(machine, "systemd-journal-remote")
     name = machine.ssh("cat /etc/hostname /etc/machine-id").stdout.split()
     micros = int((time.time() - age_seconds) * 1_000_000)
     entries = "".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from importlib.resources import files
+from typing import Literal
 
 from pydantic import ValidationError
 from pyinfra.api.facts import FactBase
@@ -100,7 +101,7 @@ class Nvml(FactBase[NvmlReport]):
         return smi.parse("\n".join(lines)) if lines else NvmlReport()
 
 
-def _given_up(source: str) -> str:
+def _given_up(source: Literal["nvml", "nvidia-smi"]) -> str:
     """Return the shell command that reports, after `timeout` has ended another, that it did."""
     report = NvmlReport(source=source, error=f"no answer within {ANSWER_SECONDS} s").model_dump_json()
     return f"{{ [ $? -lt 124 ] || echo '{report}'; }}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -145,7 +146,7 @@ class NvmlReport(_Result):
         gpus: the GPUs.
     """
 
-    source: str = "none"
+    source: Literal["nvml", "nvidia-smi", "none"] = "none"
     error: str = ""
     driver_version: str = ""
     cuda_version: str = ""

@@ -1,0 +1,103 @@
+"""Visiting the hosts of an inventory outside of a deploy: several at a time, over the connections pyinfra itself has.
+
+Jump hosts, known_hosts, agents, sudo and its password are thus what a deploy uses, whatever the inventory says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.command import StringCommand
+from pyinfra.api.config import Config
+from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.facts import FactBase
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
+
+CONNECTIONS = 16
+"""Hosts visited at the same time."""
+
+T = TypeVar("T")
+
+
+class HostError(Exception):
+    """A host cannot be reached, or does not answer a question; the message says why."""
+
+
+def selected(inventory: Inventory, limit: Sequence[str] = ()) -> list[Host]:
+    """Return the hosts whose name, or one of whose groups, is in a list or matches a pattern in it; all without one.
+
+    Raises:
+        LookupError: an entry selects no host; the message names it.
+    """
+    hosts = list(inventory)
+    chosen = {
+        entry: {host.name for host in hosts if any(fnmatchcase(name, entry) for name in (host.name, *host.groups))}
+        for entry in limit
+    }
+    if empty := [entry for entry, names in chosen.items() if not names]:
+        raise LookupError(f"no host or group {', '.join(empty)} in the inventory")
+    wanted = set().union(*chosen.values())
+    return [host for host in hosts if not limit or host.name in wanted]
+
+
+def on_each(inventory: Inventory, visit: Callable[[Host], T], *, limit: Sequence[str] = ()) -> Iterator[T]:
+    """Yield what a function returns for each host, in the inventory's order.
+
+    Args:
+        inventory: an inventory without problems; it is given a state of its own.
+        visit: called for several hosts at the same time; must not raise.
+        limit: see :func:`selected`.
+
+    Raises:
+        LookupError: see :func:`selected`.
+    """
+    State(inventory, Config())
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        yield from pool.map(visit, selected(inventory, limit))
+
+
+@contextmanager
+def connection(host: Host) -> Iterator[None]:
+    """Hold a connection to a host of an initialised inventory.
+
+    Raises:
+        HostError: it cannot be reached.
+    """
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except (ConnectError, PyinfraError) as error:
+        raise HostError(str(error)) from error
+    try:
+        yield
+    finally:
+        host.disconnect()  # which leaves the connection itself to the end of pyinfra's process
+        if client := getattr(host.connector, "client", None):
+            client.close()
+
+
+def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **arguments: Any) -> T:
+    """Read a fact of a connected host.
+
+    pyinfra's own ``host.get_fact`` belongs to a deploy: it prints a failure, fails the host and returns the default,
+    which here would pass for an answer.
+
+    Raises:
+        HostError: its command failed or took too long.
+    """
+    reader = fact()
+    settings, _ = pop_global_arguments(host.state, host, {"_timeout": timeout_seconds})
+    connector = {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS}
+    try:
+        done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **connector)
+    except Exception as error:  # whatever the connection broke with, this host has not answered
+        raise HostError(f"{fact.__name__}: {error or type(error).__name__}") from error
+    if not done:
+        raise HostError(f"{fact.__name__}: {output.stderr.strip() or 'the command failed and said nothing'}")
+    return reader.process(output.stdout_lines) if output.stdout_lines else reader.default()
