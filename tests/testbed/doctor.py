@@ -19,7 +19,7 @@ CONTAINER = "ollama-ollama-1"
 UP = f"docker compose --file {COMPOSE} up --detach --wait --force-recreate"
 
 
-# What changes on a host by itself, and by any login: logs, sudo's stamp, the kernel's own file systems.
+# What changes on a host by itself, and by any login or request: logs, sudo's stamp, the kernel's own file systems.
 BY_ITSELF = (
     "/proc",
     "/sys",
@@ -30,6 +30,8 @@ BY_ITSELF = (
     "/var/lib/sudo",
     "/run/systemd",
     "/run/user",
+    "/run/motd.dynamic",
+    "/var/lib/docker/containers/*/local-logs",
 )
 
 
@@ -111,18 +113,20 @@ def forget_kernel_log(machine: Machine) -> None:
 
 def snapshot(machine: Machine) -> dict[str, str]:
     """Return everything about a host that looking must leave as it is."""
-    pruned = " -o ".join(f"-path {path}" for path in BY_ITSELF)
+    pruned = " -o ".join(f"-path '{path}'" for path in BY_ITSELF)
     return {
         "files": machine.ssh(
             f"find / \\( {pruned} \\) -prune -o -printf '%p %y %s %m %U %G %T@ %C@ %l\\n' 2>/dev/null "
-            "| sed -E 's/^(\\/run[^ ]* d) .*/\\1/' | sort",  # every login makes and removes a file in /run
+            # Every login makes and removes a file in /run, and Docker one in /tmp for every program it starts in a
+            # container, its health checks too; a container's log flows through its pipes.
+            "| sed -E 's/^(\\/run[^ ]* [dp]|\\/tmp d) .*/\\1/'",
             timeout=120,
         ).stdout,
         "devices": machine.ssh("ls /dev").stdout,
         "packages": machine.ssh("dpkg-query -W -f '${Package} ${Version} ${Status}\\n'").stdout,
         "processes": machine.ssh(
-            "ps -eo pid,ppid,lstart,args --no-headers | grep -v '\\[' | sort | "
-            "grep -vE 'sshd|sudo|ps -eo|sh -c|systemd --user|sd-pam|grep|sort'"
+            "ps -eo pid,ppid,lstart,args --no-headers | "
+            "grep -vE '\\[|sshd|sudo|ps -eo|sh -c|systemd --user|sd-pam|grep|udev-worker'"
         ).stdout,
         "units": machine.ssh(
             "systemctl list-units --all --plain --no-legend --type service,socket,timer | "
@@ -137,6 +141,15 @@ def snapshot(machine: Machine) -> dict[str, str]:
         "modules": machine.ssh("ls /sys/module").stdout,
         "firewall": machine.ssh("nft list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'").stdout,
     }
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Return the lines that are not in both of two snapshots."""
+    return [
+        f"{what}: {line}"
+        for what, value in before.items()
+        for line in sorted(set(value.splitlines()) ^ set(after[what].splitlines()))
+    ]
 
 
 VERSION = "550.163.01"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,6 +332,7 @@ CASES: dict[str, tuple[Evidence, str, str | None]] = {
     "row remap": (but(**gpu(pending_row_remap=True)), "row-remap-pending", None),
     "hot": (but(**gpu(throttle_reasons=("hw_thermal_slowdown",), temperature_celsius=91)), "thermal-slowdown", None),
     "hot by its temperature": (but(**gpu(temperature_celsius=90)), "thermal-slowdown", None),
+    "slowed down for an unnamed reason": (but(**gpu(throttle_reasons=("hw_slowdown",))), "thermal-slowdown", None),
     "power brake": (but(**gpu(throttle_reasons=("hw_power_brake_slowdown",))), "power-brake", None),
     "MIG without instances": (
         but(**{**gpu(mig_enabled=True), **container(log=(LogLine(time=NOW, text=CPU_LOG),))}),
@@ -614,3 +617,11 @@ def test_exit_codes() -> None:
     assert exit_code([well]) == 0
     assert exit_code([well, ill]) == 1
     assert exit_code([well, unknown]) == exit_code([ill, unknown]) == exit_code([]) == 2
+
+
+def test_the_page_lists_every_test_in_order() -> None:
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+    table = page[page.index("## What is tested") : page.index("## What reading means")]
+    ids = [item.id for item in all_tests()]
+    assert [word for word in re.findall(r"`([a-z-]+)`", table) if word in ids] == ids
+    assert f"{len(ids)} tests" in page

@@ -85,6 +85,11 @@ def test_a_part_that_hangs_is_ended_and_the_rest_goes_on() -> None:
     assert found["next"].lines == ("here",) and not found["next"].timed_out
 
 
+def test_bytes_that_are_no_text_are_left_out() -> None:
+    """pyinfra's connection would break on them; what is around them is read, and so is text of other languages."""
+    assert run(Part("raw", r"printf 'a\377b \303\274\n\000c\n'"))["raw"].lines == ("ab ü", "\x00c")
+
+
 def test_a_log_cannot_forge_a_part() -> None:
     found = run(Part("log", "echo '@@other end log 0'; echo '@@mark begin-ning'"), Part("after", "echo x"))
     assert found["log"].lines == ("@@other end log 0", "@@mark begin-ning")

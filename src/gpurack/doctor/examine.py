@@ -6,29 +6,36 @@ import http.client
 import json
 import secrets
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import paramiko
-from pyinfra.api.config import Config
-from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
-from pyinfra.api.state import State
 
 from gpurack.doctor.diagnosis import Diagnosis, diagnose
 from gpurack.doctor.evidence import Api, Evidence, Expected, address_and_port, is_wildcard
 from gpurack.doctor.probe import IncompleteError, parts, script, split
 from gpurack.doctor.reading import evidence_of
+from gpurack.fleet import HostError, connection, on_each, read
 from gpurack.settings import role_models, settings_for
-from gpurack.verify import CONNECTIONS, PyinfraBackend
 
 REACH_SECONDS = 4
 
 
-class NotExaminedError(Exception):
-    """Nothing can be said about a host; the message says why, and what to do."""
+class Probe(FactBase[list[str]]):
+    """Returns what the one script printed; everything the doctor knows is read through it."""
+
+    default = list
+
+    def command(self, script: str) -> str:
+        """Run the script."""
+        return script
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """Return the lines."""
+        return list(output)
 
 
 @dataclass(frozen=True)
@@ -58,32 +65,24 @@ def expected_of(host: Host, inventory: str) -> Expected:
     return Expected.model_validate(values)
 
 
-def examine(inventory: Inventory, path: str, hosts: list[Host]) -> Iterator[Examination]:
-    """Examine hosts of an inventory without problems, several at a time, each as soon as it is done.
+def examine(inventory: Inventory, path: str, limit: Sequence[str] = ()) -> Iterator[Examination]:
+    """Examine hosts of an inventory without problems, several at a time.
 
     Args:
         inventory: the inventory.
         path: as it was named on the command line.
-        hosts: those of its hosts that are examined.
+        limit: only these hosts, groups or patterns.
     """
-    State(inventory, Config())
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        yield from pool.map(lambda host: examine_host(host, expected_of(host, path)), hosts)
+    yield from on_each(inventory, lambda host: examine_host(host, expected_of(host, path)), limit=limit)
 
 
 def examine_host(host: Host, expected: Expected) -> Examination:
     """Examine one host of an initialised inventory."""
     try:
-        host.connect(show_errors=False, raise_exceptions=True)
-    except (ConnectError, PyinfraError) as error:
+        with connection(host):
+            evidence = collect(host, expected)
+    except HostError as error:
         return Examination(host.name, error=str(error))
-    try:
-        evidence = collect(host, expected)
-    except NotExaminedError as error:
-        return Examination(host.name, error=str(error))
-    finally:
-        host.disconnect()  # which leaves the connection itself to the end of pyinfra's process
-        host.connector.client.close()  # type: ignore[attr-defined]
     return Examination(host.name, evidence, diagnose(evidence))
 
 
@@ -91,20 +90,18 @@ def collect(host: Host, expected: Expected) -> Evidence:
     """Read a connected host.
 
     Raises:
-        NotExaminedError: the connection broke, or one is not root there.
+        HostError: the connection broke, or one is not root there.
     """
-    mark, started = f"@@{secrets.token_hex(12)}", time.time()
+    wanted, mark, started = parts(expected), f"@@{secrets.token_hex(12)}", time.time()
+    # All parts together, should each take as long as it may: a dead link is noticed by the transport, and earlier.
+    longest = sum(part.seconds + 2 for part in wanted)
+    printed = read(host, Probe, timeout_seconds=longest, script=script(wanted, mark))
     try:
-        result = PyinfraBackend(host).run(script(parts(expected), mark))
-    except (OSError, EOFError, paramiko.SSHException) as error:
-        raise NotExaminedError(f"the connection broke: {error or type(error).__name__}") from error
-    try:
-        output = split(result.stdout, mark)
+        output = split("\n".join(printed), mark)
     except IncompleteError as error:
-        said = result.stderr.strip().splitlines()
-        raise NotExaminedError(f"{error}: {said[-1] if said else f'exit status {result.rc}'}") from error
+        raise HostError(str(error)) from error
     if "uid 0" not in output["host"].lines:
-        raise NotExaminedError("no root rights: set _sudo = True in the inventory's group_data, or connect as root")
+        raise HostError("no root rights: set _sudo = True in the inventory's group_data, or connect as root")
     evidence = evidence_of(host.name, expected, output, started)
     return evidence.model_copy(update={"api": _reached(host, evidence)})
 
@@ -112,9 +109,11 @@ def collect(host: Host, expected: Expected) -> Evidence:
 def _reached(host: Host, evidence: Evidence) -> Api:
     """Return what is known of the API, with whether it answers this machine too; not asked through a jump host."""
     api, expected = evidence.api, evidence.expected
-    transport = host.connector.client.get_transport()  # type: ignore[attr-defined]
-    direct = transport is not None and not isinstance(transport.sock, paramiko.Channel | paramiko.ProxyCommand)
-    if not api.version or expected.local_only or not direct:
+    client = getattr(host.connector, "client", None)  # only SSH has one
+    transport = client.get_transport() if client else None
+    if not api.version or expected.local_only or transport is None:
+        return api
+    if isinstance(transport.sock, paramiko.Channel | paramiko.ProxyCommand):
         return api
     address = expected.publish_address
     if is_wildcard(address):

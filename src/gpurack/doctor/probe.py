@@ -205,6 +205,8 @@ id=$(docker ps --quiet --filter status=running --filter label={LABEL}.project=ol
 pid=$(docker container inspect --format '{{{{.State.Pid}}}}' "$id")
 echo looked
 for d in /proc/"$pid"/root/dev/nvidia*; do [ -e "$d" ] && echo "device /dev/${{d##*/}}"; done
+# Starting a program that is not there is written down by Docker.
+[ -e "/proc/$pid/root/usr/bin/nvidia-smi" ] || exit 0
 said=$(timeout 10 docker exec "$id" nvidia-smi -L 2>&1)
 echo "status $?"
 printf '%s\\n' "$said" | head -n 20 | sed 's/^/said /'
@@ -296,7 +298,7 @@ def script(wanted: Iterable[Part], mark: str) -> str:
         wanted: the parts.
         mark: a word nobody can guess, so that no line of a log passes for the begin or end of a part.
     """
-    lines = ["export LC_ALL=C DOCKER_CLI_HINTS=false"]
+    lines = ["export LC_ALL=C DOCKER_CLI_HINTS=false", "{"]
     for part in wanted:
         lines += [
             f"echo '{mark} begin {part.name}'",
@@ -304,7 +306,8 @@ def script(wanted: Iterable[Part], mark: str) -> str:
             "</dev/null 2>/dev/null",
             f"printf '\\n%s\\n' \"{mark} end {part.name} $?\"",
         ]
-    return "\n".join([*lines, f"echo '{mark} complete'"])
+    # Logs hold bytes of every kind, and the connection takes text.
+    return "\n".join([*lines, f"echo '{mark} complete'", "} | { iconv -c -f UTF-8 -t UTF-8; true; }"])
 
 
 @dataclass(frozen=True)

@@ -325,7 +325,7 @@ def _inside(lines: Sequence[str]) -> dict[str, Any]:
         return {}
     return {
         "device_files": tuple(groups.get("device", ())),
-        "nvidia_smi": "\n".join(groups.get("said", ())),
+        "nvidia_smi": "\n".join(groups["said"]) if "said" in groups else None,
         "nvidia_smi_status": _number(next(iter(groups.get("status", ())), "")),
     }
 

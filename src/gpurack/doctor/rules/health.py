@@ -93,6 +93,14 @@ def thermal_slowdown(evidence: Evidence) -> Answer:
         and gpu.temperature_slowdown_celsius is not None
         and gpu.temperature_celsius >= gpu.temperature_slowdown_celsius
     ]
+    # The general reason alone, of drivers that do not tell which: heat, or the power brake.
+    details = {"hw_thermal_slowdown", "hw_power_brake_slowdown"}
+    known = {gpu.index for gpu in hot}
+    hot += [
+        gpu
+        for gpu in _throttled(evidence, "hw_slowdown")
+        if gpu.index not in known and not details & set(gpu.throttle_reasons)
+    ]
     if not hot:
         return None
     return Sign(
