@@ -7,18 +7,15 @@ import sys
 from importlib.metadata import version
 
 import click
-from pyinfra.api.inventory import Inventory
 from rich.console import Console
 from rich.table import Table
 
 from gpurack import check as offline
 from gpurack import gpus
 from gpurack.controls import Status
-from gpurack.directories import with_entry_files
-from gpurack.inventory import InventoryError, load
+from gpurack.doctor.cli import doctor
 from gpurack.lab.cli import lab
-from gpurack.preflight import EXIT_WRONG_INVENTORY, report
-from gpurack.problems import problems_in
+from gpurack.preflight import inventory_or_exit
 from gpurack.settings import role_models
 from gpurack.verify import HostReport, verify
 
@@ -33,18 +30,7 @@ def main() -> None:
 
 
 main.add_command(lab)
-
-
-def _load(path: str) -> Inventory:
-    try:
-        inventory = load(path)
-    except InventoryError as error:
-        report([str(error)])
-        sys.exit(EXIT_WRONG_INVENTORY)
-    if errors := problems_in(inventory, with_entry_files([path])[0]):
-        report([str(error) for error in errors])
-        sys.exit(EXIT_WRONG_INVENTORY)
-    return inventory
+main.add_command(doctor)
 
 
 @main.command()
@@ -55,7 +41,7 @@ def check(inventory: str, *, everything: bool) -> None:
 
     Exit code 0 when it is right, 2 when it is not.
     """
-    offline.show(_load(inventory), Console(), everything=everything)
+    offline.show(inventory_or_exit(inventory), Console(), everything=everything)
 
 
 @main.command("verify")
@@ -71,7 +57,7 @@ def verify_command(inventory: str, roles: tuple[str, ...], *, everything: bool) 
         raise click.UsageError(f"--role {', '.join(sorted(unknown))}: known are {', '.join(role_models())}")
     console = Console()
     reports = []
-    for found in verify(_load(inventory), roles=roles):
+    for found in verify(inventory_or_exit(inventory), roles=roles):
         reports.append(found)
         _show(found, console, everything=everything)
     sys.exit(0 if all(found.ok for found in reports) else 1)
@@ -89,7 +75,7 @@ def gpus_command(inventory: str, limit: tuple[str, ...], *, as_json: bool) -> No
     Exit code 0 when every host was read, 1 when one could not be, 2 for a wrong inventory.
     """
     try:
-        found = list(gpus.gpus(_load(inventory), limit=limit))
+        found = list(gpus.gpus(inventory_or_exit(inventory), limit=limit))
     except LookupError as error:
         raise click.UsageError(f"--limit: {error.args[0]}") from error
     if as_json:

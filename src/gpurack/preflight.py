@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+from pyinfra.api.inventory import Inventory
 from pyinfra_cli.util import parse_cli_arg
 
 from gpurack import hints
@@ -40,6 +41,14 @@ def errors_of(path: str, **options: Any) -> list[str]:
     except InventoryError as error:
         return [str(error)]
     return [str(problem) for problem in problems_in(inventory, with_entry_files([path])[0])]
+
+
+def inventory_or_exit(path: str) -> Inventory:
+    """Return the inventory at a path; with problems, print them all and end with exit code 2."""
+    if errors := errors_of(path):
+        report(errors)
+        sys.exit(EXIT_WRONG_INVENTORY)
+    return load(path)
 
 
 def report(errors: list[str]) -> None:

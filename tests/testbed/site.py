@@ -123,6 +123,11 @@ class Site:
             env={**os.environ, "PYINFRA_PROGRESS": "off"},
         )
 
+    def inventory(self, *roles: str) -> Path:
+        """Write the inventory with the settings as they are now and return its folder, for commands beside pyinfra."""
+        self._write(roles, {})
+        return self.folder
+
     def _arguments(
         self, roles: tuple[str, ...], args: list[str], data: Mapping[str, Mapping[str, Any]] | None
     ) -> list[str]:

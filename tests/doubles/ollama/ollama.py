@@ -16,6 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 VERSION = os.environ.get("OLLAMA_DOUBLE_VERSION", "0.0.0")
 MODEL = "gpurack-double:latest"
+# Told by whoever starts it, to be in a state that a real server without a GPU does not get into; see the README.
+LOG = os.environ.get("OLLAMA_DOUBLE_LOG", "")
+MODELS = os.environ.get("OLLAMA_DOUBLE_MODELS", "")
+LOADED = os.environ.get("OLLAMA_DOUBLE_PS", "")
 DETAILS = {
     "parent_model": "",
     "format": "none",
@@ -106,8 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         answers = {
             "/": "Ollama is running",
             "/api/version": {"version": VERSION},
-            "/api/tags": {"models": [LISTED]},
-            "/api/ps": {"models": []},
+            "/api/tags": {"models": json.loads(MODELS) if MODELS else [LISTED]},
+            "/api/ps": {"models": json.loads(LOADED) if LOADED else []},
         }
         if self.path in answers:
             self.reply(answers[self.path])
@@ -163,6 +167,8 @@ def main(arguments):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server = ThreadingHTTPServer((host, port), Handler)
         print(f"gpurack test double of Ollama {VERSION}, no inference, listening on {host}:{port}", flush=True)
+        if LOG:
+            print(LOG, flush=True)
         server.serve_forever()
         return 0
     if arguments in (["--version"], ["-v"]):
