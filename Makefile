@@ -11,12 +11,14 @@ RUN := .venv/bin/python -m
 # Test hosts: systemd-nspawn in network namespaces, root file systems by mmdebstrap. QEMU for what needs its own kernel.
 LAB_PACKAGES := mmdebstrap systemd-container debian-archive-keyring iproute2 nftables openssh-client e2fsprogs \
 	qemu-system-x86 qemu-utils
+# Doubles of NVIDIA's library, packages and repository are built by the tests.
+TEST_PACKAGES := gcc libc6-dev gpg gpg-agent
 VAGRANT_PACKAGES := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon libvirt-clients dnsmasq-base \
 	ebtables dbus
 APT := DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
 	-o Acquire::Retries=3
 
-.PHONY: help setup lab-packages vagrant-packages demo test lint unit hosts vagrant-test bench docs gpu-table clean
+.PHONY: help setup lab-packages test-packages vagrant-packages demo test lint unit hosts vagrant-test bench docs gpu-table clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +48,9 @@ endef
 lab-packages:
 	$(call install,$(LAB_PACKAGES))
 
+test-packages:
+	$(call install,$(LAB_PACKAGES) $(TEST_PACKAGES))
+
 vagrant-packages:
 	$(call install,$(LAB_PACKAGES) $(VAGRANT_PACKAGES))
 
@@ -59,10 +64,10 @@ lint: setup ## ruff and strict types
 	$(RUN) ruff check .
 	$(RUN) mypy
 
-unit: setup ## Tests that need no host (one process: pyinfra_cli patches the standard library, under which xdist hangs)
+unit: setup test-packages ## Tests that need no host (one process: pyinfra_cli patches the standard library, under which xdist hangs)
 	$(RUN) pytest tests/unit -q
 
-hosts: setup lab-packages ## Tests on real systemd hosts
+hosts: setup test-packages ## Tests on real systemd hosts
 	$(RUN) pytest $(TESTS) -n $(WORKERS) --dist loadfile
 
 vagrant-test: setup vagrant-packages ## The Vagrantfile, the literal command and all checks on a virtual machine
