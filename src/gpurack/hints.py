@@ -89,6 +89,11 @@ FAULTS = (
         "wait for it to end (`fuser -v /var/lib/dpkg/lock-frontend` names it), then run again",
     ),
     _fault(
+        r"Bad return status for module build|DKMS did not build",
+        "the driver's module does not compile with this kernel; the compiler's errors are above",
+        "take another driver (nvidia_driver.version, source or flavour), or boot a kernel that it knows",
+    ),
+    _fault(
         r"dpkg was interrupted",
         "an earlier package installation was cut off",
         "run `dpkg --configure -a` on the host, then run again",

@@ -20,7 +20,6 @@ from gpurack import lab
 from gpurack.lab import Machine, pci
 from gpurack.lab.qemu import QemuMachine
 from tests.doubles.nvidia_packages.packages import make
-from tests.testbed import packages
 from tests.testbed.site import Run, Site
 
 pytestmark = pytest.mark.vm
@@ -35,7 +34,6 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuMachine]:
     """A virtual machine that pretends to have a card, at every boot."""
     [machine] = lab.up([f"vd{os.getpid()}"], driver="qemu", owned=True)
     assert isinstance(machine, QemuMachine)
-    packages.seed(machine, without="*nvidia*")
     bus = tmp_path_factory.mktemp("pci") / "pretended-pci"
     pci.pretend(bus, ["2684"])
     send(machine, bus.parent, "/var/lib")
@@ -95,49 +93,44 @@ def test_initial_ram_disk_keeps_nouveau_away(site: Site, vm: QemuMachine) -> Non
     assert "etc/modprobe.d/gpurack-nouveau.conf" in listed
 
 
-def test_new_version_replaces_the_loaded_module_where_nobody_uses_it(
+def test_module_in_use_needs_a_reboot_and_gets_one_only_where_it_is_allowed(
     site: Site, vm: QemuMachine, directory: Path
 ) -> None:
+    """A program has the driver's device file open, as everything that uses a card has."""
+    vm.ssh("cp /lib/modules/$(uname -r)/updates/dkms/nvidia.ko* /root")
+    vm.ssh("systemd-run --quiet sh -c 'exec sleep infinity < /dev/nvidiactl'")
     before = boot_id(vm)
     shutil.rmtree(directory)
     make(directory, SECOND)
-    assert changed(site.run("nvidia_driver", timeout=SLOW_SECONDS), vm) > 0
-    assert (loaded(vm), boot_id(vm)) == (SECOND, before)
-    site.assert_controls("nvidia_driver", vm)
-
-
-def test_module_in_use_is_said_to_need_a_reboot_and_gets_one_only_if_allowed(
-    site: Site, vm: QemuMachine, directory: Path
-) -> None:
-    """modprobe is told not to unload the module, as if a program used it."""
-    vm.ssh(
-        "echo 'remove nvidia /bin/false' > /etc/modprobe.d/in-use.conf; "
-        "echo 'remove nvidia_uvm /bin/false' >> /etc/modprobe.d/in-use.conf"
-    )
-    before = boot_id(vm)
-    shutil.rmtree(directory)
-    make(directory, FIRST)  # back: an older version is as good as a newer one
     run = site.run("nvidia_driver", timeout=SLOW_SECONDS)
     assert run.ok, run.output
-    assert "Left to do" in run.output and f"holds module {SECOND}, and {FIRST} is installed" in run.output, run.output
-    assert boot_id(vm) == before
+    assert "Left to do" in run.output and f"holds module {FIRST}, and {SECOND} is installed" in run.output, run.output
     assert {"NVDR-02", "NVDR-11"} <= site.failing("nvidia_driver", vm)
 
-    minutes = vm.ssh("date +%H:%M").stdout.strip()
-    elsewhere = f"{(int(minutes[:2]) + 12) % 24:02d}"
+    elsewhere = f"{(int(vm.ssh('date +%H').stdout) + 12) % 24:02d}"
     window = {"start": f"{elsewhere}:00", "end": f"{elsewhere}:30"}
     site.settings["nvidia_driver"] |= {"reboot": "window", "reboot_window": window}
     run = site.run("nvidia_driver", timeout=SLOW_SECONDS)
     assert run.ok and f"the window is {elsewhere}:00-{elsewhere}:30" in run.output, run.output
-    assert boot_id(vm) == before
+    assert (loaded(vm), boot_id(vm)) == (FIRST, before)
 
     del site.settings["nvidia_driver"]["reboot_window"]
     site.settings["nvidia_driver"]["reboot"] = "when_needed"
     assert changed(site.run("nvidia_driver", timeout=SLOW_SECONDS), vm) > 0
     assert boot_id(vm) != before
-    assert loaded(vm) == FIRST
+    assert loaded(vm) == SECOND
     site.assert_controls("nvidia_driver", vm)
-    assert changed(site.run("nvidia_driver", timeout=SLOW_SECONDS), vm) == 0
+
+
+def test_other_module_is_replaced_without_a_reboot_where_nobody_uses_it(site: Site, vm: QemuMachine) -> None:
+    before = boot_id(vm)
+    vm.ssh(
+        "systemctl stop nvidia-persistenced; rmmod nvidia_uvm nvidia; xz -d -k /root/nvidia.ko.xz 2>/dev/null; "
+        "insmod /root/nvidia.ko && modprobe nvidia-uvm; systemctl start nvidia-persistenced"
+    )
+    assert loaded(vm) == FIRST
+    assert changed(site.run("nvidia_driver", timeout=SLOW_SECONDS), vm) > 0
+    assert (loaded(vm), boot_id(vm)) == (SECOND, before)
 
 
 def test_kernel_update_brings_the_module_for_the_new_kernel_before_the_reboot(
@@ -151,7 +144,7 @@ def test_kernel_update_brings_the_module_for_the_new_kernel_before_the_reboot(
     running = vm.ssh("uname -r").stdout.strip()
     kernels = vm.ssh("ls /boot | sed -n 's/^vmlinuz-//p'").stdout.split()
     [new] = [kernel for kernel in kernels if kernel != running]
-    assert f"nvidia-current/{FIRST}, {new}, x86_64: installed" in vm.ssh("dkms status").stdout
+    assert f"nvidia-current/{SECOND}, {new}, x86_64: installed" in vm.ssh("dkms status").stdout
     assert "updates/dkms/nvidia.ko" in vm.ssh(f"find /lib/modules/{new} -name 'nvidia.ko*'").stdout
 
     assert site.failing("nvidia_driver", vm) == {"NVDR-11"}
@@ -169,6 +162,6 @@ def test_kernel_update_brings_the_module_for_the_new_kernel_before_the_reboot(
     vm.image = dataclasses.replace(vm.image, kernel=tmp_path / "vmlinuz", initrd=tmp_path / "initrd.img")
     vm.start()
     assert vm.ssh("uname -r").stdout.strip() == new
-    assert loaded(vm) == FIRST
+    assert loaded(vm) == SECOND
     site.assert_controls("nvidia_driver", vm)
     assert changed(site.run("nvidia_driver", timeout=SLOW_SECONDS), vm) == 0

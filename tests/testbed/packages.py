@@ -18,9 +18,9 @@ def kept(release: str) -> Path:
     return folder
 
 
-def seed(machine: Machine, *, without: str = "") -> None:
-    """Put the packages that are kept into a host's apt cache, but for those whose names match a pattern."""
-    command = ["tar", "-C", str(kept(machine.release)), "-cf", "-", f"--exclude={without}", "."]
+def seed(machine: Machine) -> None:
+    """Put the packages that are kept into a host's apt cache."""
+    command = ["tar", "-C", str(kept(machine.release)), "-cf", "-", "."]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
         remote = [*machine.ssh_command(), f"sudo tar -x --no-same-owner --no-overwrite-dir -C {ARCHIVES} -f -"]
         subprocess.run(remote, stdin=tar.stdout, check=True, capture_output=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gpurack import notices
 from gpurack.facts.driver import (
     Available,
     ContainersWithGpus,
@@ -27,6 +29,7 @@ from gpurack.gpu.driver_version import DriverError
 from gpurack.gpu.kernels import Headers, Kernels, headers_for, release_key
 from gpurack.gpu.models import Architecture, Card
 from gpurack.gpu.reboot import ModuleState, reasons, within
+from gpurack.hints import fault_in
 from gpurack.rendering import render
 from roles.nvidia_driver.settings import NvidiaDriverSettings
 
@@ -252,3 +255,16 @@ def test_backports_are_a_source_of_their_own() -> None:
 def test_pin_names_one_version() -> None:
     pin = render("templates/nvidia_driver/preferences.d/gpurack-nvidia-driver.j2", version="550.163.01")
     assert "Pin: version 550.163.01*\nPin-Priority: 1001" in pin
+
+
+def test_failed_build_is_a_known_fault() -> None:
+    fault = fault_in("Error! Bad return status for module build on kernel: 6.12.118+deb13-amd64 (x86_64)")
+    assert fault and "does not compile with this kernel" in fault.cause
+
+
+def test_what_is_left_to_do_is_said_once() -> None:
+    host: Any = SimpleNamespace(name="gpu1", print_prefix="[gpu1] ")
+    for _ in range(2):
+        notices.leave(host, "REBOOT NEEDED")
+    assert notices.take() == ["gpu1: REBOOT NEEDED"]
+    assert notices.take() == []

@@ -101,8 +101,10 @@ def installed(
     asked = [*wanted, *choice.unwanted, *([headers.image] if headers.image else [])]
     found = host.get_fact(Packages, packages=asked, max_age_minutes=int(LISTS_MAX_AGE.total_seconds() // 60))
     if found.interrupted:
-        yield patient("dpkg --force-confdef --force-confold --configure -a", LOCK_SECONDS) + f" || {{ {MAKE_LOG}; }}"
-        yield patient(f"{APT} -o DPkg::Lock::Timeout={LOCK_SECONDS} --fix-broken install", LOCK_SECONDS)
+        # A module that does not compile fails here again; what is installed below may be its cure, or says why.
+        configure = patient("dpkg --force-confdef --force-confold --configure -a", LOCK_SECONDS)
+        repair = patient(f"{APT} -o DPkg::Lock::Timeout={LOCK_SECONDS} --fix-broken install", LOCK_SECONDS)
+        yield f"({configure}) 2>/dev/null && ({repair}) 2>/dev/null; true"
         found = host.get_fact(Packages, packages=asked, max_age_minutes=0)
     unwanted = [name for name in choice.unwanted if name in found.installed]
     have = {name: upstream(found.installed.get(name, "")) for name in choice.same_version}

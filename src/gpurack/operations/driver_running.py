@@ -30,8 +30,19 @@ POLL_SECONDS = 2
 DRIVER_SECONDS = 120
 """How long after SSH answers the driver may take to be loaded."""
 
-# Unloading works while nothing holds the modules; what is loaded again is what is installed.
+# Unloading works while nothing holds the modules; what is loaded again is what is installed. rmmod and not modprobe:
+# Debian's files have other names (nvidia-current-uvm.ko) than the modules in them.
 RELOAD = """\
+services=$(systemctl list-units --plain --no-legend --state=active 'nvidia-*.service' | cut -d' ' -f1)
+[ -z "$services" ] || systemctl stop $services
+for module in nvidia_uvm nvidia_drm nvidia_modeset nvidia_peermem nvidia; do
+    [ ! -e /sys/module/$module ] || rmmod $module 2>/dev/null
+done
+modprobe nvidia && modprobe nvidia-uvm
+[ -z "$services" ] || systemctl start $services
+exit 0"""
+
+LOAD = """\
 services=$(systemctl list-units --plain --no-legend --state=active 'nvidia-*.service' | cut -d' ' -f1)
 [ -z "$services" ] || systemctl stop $services
 modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia_peermem nvidia 2>/dev/null

@@ -7,15 +7,16 @@ import tempfile
 from pathlib import Path
 
 MODULE = """\
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
 #include <linux/module.h>
 {variable}
 MODULE_DESCRIPTION("double of NVIDIA's module, see tests/doubles/nvidia_packages");
 MODULE_LICENSE("GPL");
 MODULE_VERSION("{version}");
-static int __init start(void) {{ return 0; }}
-static void __exit stop(void) {{ }}
-module_init(start);
-module_exit(stop);
+static const struct file_operations operations = {{ .owner = THIS_MODULE }};
+static struct miscdevice device = {{ .minor = MISC_DYNAMIC_MINOR, .name = "{device}", .fops = &operations }};
+module_misc_device(device);
 """
 
 DKMS = """\
@@ -62,7 +63,10 @@ def make(folder: Path, version: str, *, broken: bool = False) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = f"usr/src/nvidia-current-{version}"
-    module = MODULE.format(version=version, variable="int broken = missing_function(1);" if broken else "")
+    variable = "int broken = missing_function(1);" if broken else ""
+    nvidia, uvm = (
+        MODULE.format(version=version, variable=variable, device=device) for device in ("nvidiactl", "nvidia-uvm")
+    )
     _package(
         folder,
         "nvidia-kernel-dkms",
@@ -70,8 +74,8 @@ def make(folder: Path, version: str, *, broken: bool = False) -> Path:
         {
             f"{source}/dkms.conf": DKMS.format(version=version),
             f"{source}/Makefile": "obj-m := nvidia.o nvidia-uvm.o\n",
-            f"{source}/nvidia.c": module,
-            f"{source}/nvidia-uvm.c": module,
+            f"{source}/nvidia.c": nvidia,
+            f"{source}/nvidia-uvm.c": uvm,
         },
         depends="dkms",
         scripts={"postinst": POSTINST.format(version=version), "prerm": PRERM.format(version=version)},
