@@ -304,6 +304,18 @@ def test_cdi_is_refused_where_the_engine_does_not_know_it(site: Any, machine: An
         assert run.operations[machine.name] == 0, "nothing was changed"
 
 
+def test_runtime_may_be_chosen_and_given_up(site: Any, machine: Any, release: str) -> None:
+    if not cdi(release):
+        pytest.skip("it is the only way here")
+    before = dict(site.settings["container_toolkit"])
+    for mode, driver in (("runtime", "cgroupfs"), ("auto", "systemd")):
+        site.settings["container_toolkit"] = {**before, "mode": mode}
+        assert changed(site.run(*ROLES), machine) == 1
+        site.assert_controls("container_toolkit", machine)
+        assert machine.ssh("docker info --format '{{.CgroupDriver}}'").stdout.strip() == driver
+    assert changed(site.run(*ROLES), machine) == 0
+
+
 def test_only_the_pinned_signing_key_is_put_in_place(site: Any, machine: Any) -> None:
     before = dict(site.settings["container_toolkit"])
     machine.ssh("rm /etc/apt/keyrings/nvidia-container-toolkit.asc")
