@@ -272,14 +272,19 @@ class Session:
         return self.channel.makefile_stdin("wb")
 
     def recv_exit_status(self) -> int:
-        """Wait for the command to end and return its exit status; -1 if the connection was lost before."""
+        """Wait for the command to end and return its exit status.
+
+        Raises:
+            SSHException: it has none: the connection was lost, or somebody killed the command or its shell.
+        """
         self.start()
         if self._shell is None:
-            return self.channel.recv_exit_status()
+            return _exit_status(self.channel)
         for stream in (self._stdout, self._stderr):
             stream.read()
         if not (self._stdout.marked and self._stderr.marked):
-            return self._shell.channel.recv_exit_status()
+            # Of the shell; where it is not zero, sudo refused to open one. Zero is only the logger's.
+            return _exit_status(self._shell.channel, least=1)
         if self._shell.free.locked():
             self._shell.free.release()
         return int(self._stdout.trailer)
@@ -288,6 +293,14 @@ class Session:
         """Close the channel, if there is one."""
         if self._channel is not None:
             self._channel.close()
+
+
+def _exit_status(channel: Channel, least: int = 0) -> int:
+    status = channel.recv_exit_status()  # -1 is paramiko's word for: none was sent
+    if status < least:
+        lost = not channel.get_transport().is_active()
+        raise SSHException("the connection was lost" if lost else "the command, or its shell, was killed")
+    return status
 
 
 class _Late:

@@ -171,6 +171,24 @@ def test_full_disk(machines: Callable[..., list[Machine]], pair: Pair, site_for:
         assert_fault(full, full.run(), "Base", "the disk is full")
 
 
+def test_host_that_is_switched_off_in_the_middle(pair: Pair) -> None:
+    pair.bad.ssh("apt-get -qy remove curl")
+    pair.good.ssh("rm -f /etc/sysctl.d/*gpurack*")
+    process = pair.site.start("base")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Starting operation" in line and "ackages" in line:
+            pair.bad.kill()
+    process.wait()
+    pair.bad.start()
+    _, _, summary = "".join(lines).partition("What went wrong")
+    assert re.search(rf"{pair.bad.name}: Base.*: the connection was lost", summary), "".join(lines)
+    assert f"{pair.good.name}: " not in summary
+    with undone(pair):
+        pass
+
+
 def test_client_that_is_killed(pair: Pair) -> None:
     """kill -9 in the middle of a run leaves a host that the next run completes."""
     with undone(pair, "apt-get -qy remove curl"):
