@@ -284,7 +284,7 @@ CASES: dict[str, tuple[Evidence, str, str | None]] = {
         None,
     ),
     "driver hangs": (but(**BLIND, nvml=NvmlReport(source="nvml", error="no answer in time")), "driver-silent", None),
-    "nobody to ask": (but(nvml=NvmlReport()), "driver-silent", None),
+    "nobody to ask": (but(nvml=NvmlReport()), "driver-not-asked", None),
     "one card of two": (
         but(pci=PciInventory(cards=(CARD, CARD.model_copy(update={"address": "0000:02:00.0"})))),
         "card-not-answering",
@@ -492,6 +492,20 @@ def test_tests_have_an_order_that_explanations_follow() -> None:
             else:
                 assert ids.index(name) > number, f"{item.id} explains {name}, which is tested before it"
         assert item.id not in explained(item, tests)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "wrong"),
+    [
+        ("containers", {"containers": ()}, "ollama-down"),
+        ("pci", {**NO_DRIVER, "pci": PciInventory()}, "card-missing"),
+        ("kernels", {**NO_DRIVER, "kernels": (), "dkms": ()}, "driver-not-installed"),
+    ],
+)
+def test_what_did_not_answer_is_not_missing(part: str, changes: dict[str, Any], wrong: str) -> None:
+    found = {finding.id for finding in diagnose(but(**changes, unanswered=(part,))).findings}
+    assert "unanswered" in found and wrong not in found
+    assert wrong in {finding.id for finding in diagnose(but(**changes)).findings}
 
 
 def test_gpu_tests_do_not_apply_to_a_host_that_computes_on_its_cpu() -> None:

@@ -70,10 +70,12 @@ def gpu_lost(evidence: Evidence) -> Sign | None:
     needs=("gpu",),
     explains=("@driver", *NO_GPU),
 )
-def card_missing(evidence: Evidence) -> Sign | None:
+def card_missing(evidence: Evidence) -> Answer:
     """The settings say that models run on NVIDIA GPUs, and the host has none that the bus shows."""
     if evidence.pci.cards or evidence.driver_answers:
         return None
+    if not evidence.knows("pci"):
+        return NOT_APPLICABLE
     return Sign(
         [f"ollama.accelerator is {evidence.expected.accelerator}", "no device of vendor 10de with a display class"],
         "Check the card's seat and power, and that the slot is on in the firmware (Above 4G Decoding for large "
@@ -107,10 +109,12 @@ def card_given_away(evidence: Evidence) -> Sign | None:
     needs=("gpu",),
     explains=("@driver", *NO_GPU),
 )
-def driver_not_installed(evidence: Evidence) -> Sign | None:
+def driver_not_installed(evidence: Evidence) -> Answer:
     """Without the driver a card is a heater."""
     if evidence.driver_present:
         return None
+    if not evidence.knows("modules", "kernels", "dkms", "packages"):
+        return NOT_APPLICABLE
     cards = [f"{card.address} {card.name}: driver {card.driver or 'none'}" for card in evidence.pci.cards]
     return Sign(
         [*cards, "no NVIDIA module for any kernel, nothing in DKMS, no package of the driver"],
@@ -346,15 +350,20 @@ def device_files_missing(evidence: Evidence) -> Answer:
 )
 def driver_silent(evidence: Evidence) -> Sign | None:
     """What NVML cannot read no program can use; a driver that hangs takes what calls it along."""
-    if evidence.driver_answers or evidence.nvml_skipped:
+    if not evidence.nvml.error or evidence.nvml_skipped:
         return None
-    seen = [evidence.nvml.error or "neither python3-pynvml nor nvidia-smi is installed, so nobody could ask it"]
-    cure = (
-        "`dmesg | grep -i nvrm` tells more; a driver that hangs needs a reboot."
-        if evidence.nvml.error
-        else f"Run: {evidence.deploy('gpu')}"
+    return Sign(
+        [evidence.nvml.error, *grep(evidence, "NVRM")],
+        "`dmesg | grep -i nvrm` tells more; a driver that hangs needs a reboot.",
     )
-    return Sign([*seen, *grep(evidence, "NVRM")], cure)
+
+
+@test("driver-not-asked", "There is nothing to ask the driver with", severity="medium", needs=("gpu",))
+def driver_not_asked(evidence: Evidence) -> Sign | None:
+    """Whether the cards are well is not known, and monitoring does not know it either."""
+    if evidence.nvml.error or evidence.nvml.driver_version or evidence.nvml_skipped:
+        return None
+    return Sign(["neither python3-pynvml nor nvidia-smi is installed"], f"Run: {evidence.deploy('gpu')}")
 
 
 @test(
