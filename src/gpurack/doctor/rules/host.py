@@ -45,7 +45,7 @@ def room(disk: Filesystem) -> str:
     "disk-full",
     "A disk is full",
     severity="critical",
-    explains=("@driver", "@containers", "@service"),
+    explains=("@driver", "@devices", "@containers", "@service"),
 )
 def disk_full(evidence: Evidence) -> Sign | None:
     """A full disk stops module builds, Docker, models in download and logs, each with an error of its own."""
