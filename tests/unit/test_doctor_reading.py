@@ -232,8 +232,10 @@ def test_api() -> None:
     )
     assert found.version == "0.32.15" and found.models is not None
     assert found.models[0].size == 5 and found.loaded[0].size_vram == 4
-    refused = api(output("answer version /bin/bash: connect: Connection refused /bin/bash: line 2: ..."))
-    assert refused.version == "" and refused.error.startswith("Connection refused")
+    words = "environment: connect: Connection refused environment: line 2: /dev/tcp/127.0.0.1/1: Connection refused"
+    refused = api(output(f"answer version {words} "))
+    assert refused.version == "" and refused.error == "Connection refused"
+    assert api(output("answer version 404 page not found ")).error == "404 page not found"
     assert "10 seconds" in api(output(status=124)).error
     assert api(output("answer version ")).error == "it closed the connection"
 

@@ -48,7 +48,8 @@ def doctor(inventory: str, hosts: tuple[str, ...], limits: tuple[str, ...], *, j
     if json_:
         click.echo(as_json(as_report(inventory, examinations)))
     else:
-        console = Console(soft_wrap=not sys.stdout.isatty())
+        # In a file or a pipe, lines are not broken where a terminal would end.
+        console = Console(width=None if sys.stdout.isatty() else 500)
         for item in examinations:
             show(item, console)
     sys.exit(exit_code(examinations))

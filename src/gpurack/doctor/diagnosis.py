@@ -19,7 +19,7 @@ ErrorName = Literal["ERR_GPU", "OOM", "TIMEOUT"]
 
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 
-CHAPTERS = ("host", "driver", "health", "containers", "service")
+CHAPTERS = ("host", "driver", "devices", "health", "containers", "service")
 """Modules in ``gpurack.doctor.rules``, from the bottom up; the order of the tests."""
 
 

@@ -267,7 +267,7 @@ class Evidence(_Part):
         api: Ollama's API.
         listeners: sockets on the API's port.
         firewall: rules that drop or reject something and name the API's port, and chains that drop by default.
-        unanswered: parts of the examination that did not end in time.
+        unanswered: parts of the examination that did not end in time, or failed.
     """
 
     host: str = "host"
@@ -303,6 +303,10 @@ class Evidence(_Part):
     listeners: tuple[str, ...] = ()
     firewall: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
+
+    def knows(self, *parts: str) -> bool:
+        """Tell whether some parts of the examination were answered: what they did not find is not there."""
+        return not set(parts) & set(self.unanswered)
 
     @property
     def gpu_expected(self) -> bool:

@@ -29,6 +29,9 @@ from gpurack.gpu.models import NvmlReport, PciInventory
 
 T = TypeVar("T")
 
+MUST = frozenset({"containers"})
+"""Parts whose failure says that they do not know; in the others, a command that fails found nothing."""
+
 VERSION = re.compile(r"\d{3,}\.\d+(?:\.\d+)?")
 DKMS_LINE = re.compile(
     r"(?P<module>[\w.+-]+)[/,] ?(?P<version>[\w.+~-]+)(?:, (?P<kernel>[\w.+~-]+), [\w-]+)?: (?P<state>\w[\w ]*)"
@@ -86,7 +89,7 @@ def evidence_of(host: str, expected: Expected, output: Mapping[str, Output], now
         api=api(output.get("api")),
         listeners=tuple(ports.get("listens", ())),
         firewall=tuple(ports.get("rule", ())),
-        unanswered=tuple(name for name, part in output.items() if part.timed_out),
+        unanswered=tuple(name for name, part in output.items() if part.timed_out or (name in MUST and part.status)),
     )
 
 
@@ -358,7 +361,9 @@ def api(part: Output | None) -> Api:
             answers[name] = text.strip()
     version = _text(_dict(_json(answers.get("version", ""))).get("version"))
     if not version:
-        said = answers.get("version", "").rpartition("connect: ")[2]
+        said = answers.get("version", "")
+        if "/dev/tcp/" in said:  # bash's own words, twice
+            said = said.rpartition(": ")[2]
         reason = "it did not answer within 10 seconds" if part.timed_out else said or "it closed the connection"
         return Api(error=reason)
     tags = _dict(_json(answers.get("tags", ""))).get("models")

@@ -86,11 +86,11 @@ def show(item: Examination, console: Console) -> None:
     for number, finding in enumerate(item.diagnosis.causes, 1):
         _show_finding(number, finding, console)
     if consequences := item.diagnosis.consequences:
-        console.print(Padding(Text("Consequences, gone with their cause:", style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text("Consequences, gone with their cause:", style="dim"), (0, 0, 0, 2), expand=False))
         for finding in consequences:
             first = finding.seen[0] if finding.seen else ""
             line = f"{headline(finding)} [{finding.id}, from {', '.join(finding.explained_by)}]: {first}"
-            console.print(Padding(Text(line), (0, 0, 0, 4)))
+            console.print(Padding(Text(line), (0, 0, 0, 4), expand=False))
     console.print()
 
 
@@ -116,11 +116,11 @@ def _show_finding(number: int, finding: Finding, console: Console) -> None:
         (headline(finding), STYLES[finding.severity]),
         (f"  {finding.severity}, {finding.id}", "dim"),
     )
-    console.print(Padding(title, (0, 0, 0, 2)))
+    console.print(Padding(title, (0, 0, 0, 2), expand=False))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     rows: list[tuple[str, Any]] = [("seen", Text("\n".join(finding.seen))), ("why", Text(finding.why))]
     for name, value in [*rows, ("cure", Text(finding.cure, style="green"))]:
         table.add_row(name, value)
-    console.print(Padding(table, (0, 0, 0, 5)))
+    console.print(Padding(table, (0, 0, 0, 5), expand=False))

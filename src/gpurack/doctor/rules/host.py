@@ -45,7 +45,7 @@ def room(disk: Filesystem) -> str:
     "disk-full",
     "A disk is full",
     severity="critical",
-    explains=("@driver", "@containers", "@service"),
+    explains=("@driver", "@devices", "@containers", "@service"),
 )
 def disk_full(evidence: Evidence) -> Sign | None:
     """A full disk stops module builds, Docker, models in download and logs, each with an error of its own."""
@@ -92,7 +92,7 @@ def clock_wrong(evidence: Evidence) -> Sign | None:
     )
 
 
-@test("unanswered", "Parts of the host did not answer in time", severity="medium")
+@test("unanswered", "Parts of the host did not answer", severity="medium")
 def unanswered(evidence: Evidence) -> Sign | None:
     """What hangs was not examined: it is not known to be well."""
     known = {"nvml", "docker", "api"}  # these have tests of their own

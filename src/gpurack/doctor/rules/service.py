@@ -98,7 +98,7 @@ def gpu_out_of_memory(evidence: Evidence) -> Answer:
 def ollama_down(evidence: Evidence) -> Answer:
     """Nobody answers while it is down."""
     engine, container = evidence.engine, evidence.ollama
-    if engine is None or engine.error:
+    if engine is None or engine.error or not evidence.knows("containers"):
         return NOT_APPLICABLE
     if container is None:
         return Sign(["Docker has no container of the project ollama"], evidence.deploy("ollama"))
