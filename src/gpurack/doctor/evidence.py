@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from gpurack.gpu.driver_version import MINIMUM
 from gpurack.gpu.models import NvmlReport, PciInventory, XidError
 
 DRIVER_PACKAGE = re.compile(
@@ -43,7 +44,7 @@ class Expected(_Part):
     publish_port: int = 11434
     models_dir: str = "/srv/ollama"
     data_root: str = "/var/lib/docker"
-    minimum_driver: str = "535.86"
+    minimum_driver: str = MINIMUM
 
     @property
     def local_only(self) -> bool:

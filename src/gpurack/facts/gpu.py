@@ -74,13 +74,13 @@ class Nvml(FactBase[NvmlReport]):
     def command(self) -> str:
         """Run the collector, which is not left on the host; where there is no pynvml, nvidia-smi.
 
-        Python is isolated: a pynvml.py in the home directory of whoever connects is not run as root.
+        Python is isolated: a pynvml.py in the home directory of whoever connects is not run as root. It writes no .pyc.
         """
         collector = files("gpurack.gpu").joinpath("collector.py").read_text(encoding="utf-8")
         timeout = f"timeout --kill-after=5 {ANSWER_SECONDS}"
         return (
-            "if python3 -I -c 'import pynvml' 2>/dev/null; then\n"
-            f"{timeout} python3 -I - 2>&1 <<'GPURACK' || {_given_up('nvml')}\n"
+            "if python3 -I -B -c 'import pynvml' 2>/dev/null; then\n"
+            f"{timeout} python3 -I -B - 2>&1 <<'GPURACK' || {_given_up('nvml')}\n"
             f"{collector}\n"
             "GPURACK\n"
             "elif command -v nvidia-smi >/dev/null; then "
