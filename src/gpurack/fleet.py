@@ -88,6 +88,13 @@ def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **a
     pyinfra's own ``host.get_fact`` belongs to a deploy: it prints a failure, fails the host and returns the default,
     which here would pass for an answer.
 
+    Args:
+        host: a connected host.
+        fact: the fact.
+        timeout_seconds: after which the host is given up. Only in processes whose standard library pyinfra's command
+            has patched, as that of the gpurack command; elsewhere the command is waited for.
+        arguments: of the fact's command.
+
     Raises:
         HostError: its command failed or took too long.
     """
@@ -96,8 +103,10 @@ def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **a
     connector = {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS}
     try:
         done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **connector)
+    except TimeoutError as error:
+        raise HostError(f"{fact.__name__}: no answer within {timeout_seconds} s") from error
     except Exception as error:  # whatever the connection broke with, this host has not answered
-        raise HostError(f"{fact.__name__}: {error or type(error).__name__}") from error
+        raise HostError(f"{fact.__name__}: {str(error) or type(error).__name__}") from error
     if not done:
         raise HostError(f"{fact.__name__}: {output.stderr.strip() or 'the command failed and said nothing'}")
     return reader.process(output.stdout_lines) if output.stdout_lines else reader.default()

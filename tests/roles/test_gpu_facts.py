@@ -61,6 +61,10 @@ def test_a_bound_driver_is_named_and_a_host_without_cards_has_none(machine: Mach
     machine.pretend_cards(["1b38"], driver="nouveau")
     [card] = fact(machine, PciDevices()).cards
     assert (card.name, card.driver) == ("Tesla P40", "nouveau")
+    # A virtual function of a card that is shared between virtual machines is no card more.
+    machine.pretend_cards(["20b2", "20b2"], driver="nvidia")
+    (machine.folder / "pci/0000:42:00.0/physfn").symlink_to("../0000:41:00.0")
+    assert [card.address for card in fact(machine, PciDevices()).cards] == ["0000:41:00.0"]
     machine.pretend_cards([])
     assert fact(machine, PciDevices()) == PciInventory()
 
@@ -154,6 +158,39 @@ def test_xid_errors_of_the_kernel_log(machine: Machine) -> None:
     assert [(error.xid, error.message) for error in fact(machine, XidErrors())] == [(79, fallen)]
     assert [error.xid for error in fact(machine, XidErrors(), since_hours=48)] == [13, 79]
     assert fact(machine, XidErrors(), since_hours=1) == []
+
+
+# In a process of its own: like the gpurack command, it lets pyinfra patch the standard library, which pytest must not.
+READ = """
+import json, sys
+from pyinfra.api.facts import FactBase
+from gpurack.fleet import HostError, connection, on_each, read
+from gpurack.inventory import load
+
+class Said(FactBase):
+    def command(self, script):
+        return script
+
+def visit(host):
+    said = []
+    with connection(host):
+        for script in ("echo no card >&2; exit 3", "sleep 40", "id -u"):
+            try:
+                said.append(read(host, Said, timeout_seconds=2, script=script))
+            except HostError as error:
+                said.append(f"HostError {error}")
+    return said
+
+print(json.dumps(list(on_each(load(sys.argv[1]), visit))))
+"""
+
+
+def test_a_fact_that_cannot_be_read_is_no_answer(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "hosts.py").write_text(f"gpu = {pformat([(machine.name, machine.data())])}\n")
+    line = [sys.executable, "-c", READ, str(tmp_path)]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [["HostError Said: no card", "HostError Said: no answer within 2 s", "0"]]
 
 
 def test_the_command_shows_the_fleet(machine: Machine, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gpurack.facts import gpu as facts
 from gpurack.gpu.models import GpuProcess, MigInstance, NvmlReport
@@ -26,7 +28,7 @@ def collect(tmp_path: Path) -> Any:
     def run(wanted: Scenario | str) -> NvmlReport:
         there = scenario(wanted) if isinstance(wanted, str) else wanted
         answers = tmp_path / "answers"
-        answers.write_text(there.answers())
+        answers.write_bytes(there.answers().encode("latin-1"))
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         result = subprocess.run(
             ["sh", "-c", facts.Nvml().command()],
@@ -132,6 +134,42 @@ def test_a_driver_that_hangs_is_given_up(collect: Any, monkeypatch: pytest.Monke
     assert hanging.nvml is not None
     hanging.nvml["init_delay_seconds"] = 30
     assert collect(hanging).error == "no answer within 1 s"
+
+
+def test_a_name_that_is_no_text_hides_nothing_else(collect: Any) -> None:
+    strange = scenario("rtx4090")
+    assert strange.nvml is not None
+    strange.nvml["process_names"]["4711"] = "/tmp/\xff\xfe"
+    [gpu] = collect(strange).gpus
+    assert gpu.processes == (GpuProcess(pid=4711, memory_bytes=5033164800),) and gpu.error == ""
+
+
+ERRORS = st.sampled_from(["GPU_IS_LOST", "NOT_SUPPORTED", "UNKNOWN", "NO_PERMISSION", "TIMEOUT", "RESET_REQUIRED"])
+VALUES = st.one_of(
+    ERRORS.map("!{}".format),
+    st.integers(-(2**63), 2**64 - 1),
+    st.text(st.characters(min_codepoint=33, max_codepoint=255), min_size=1, max_size=90).filter(
+        lambda text: not text.startswith("!")
+    ),
+)
+PLAIN = sorted({key for name in ("rtx4090", "h100x8", "ecc-errors") for key in scenario(name).nvml["gpus"][0]})  # type: ignore[index]
+MIGS = st.lists(st.dictionaries(st.sampled_from(["name", "uuid", "memory_total", "memory_used"]), VALUES), max_size=9)
+PROCESSES = st.lists(st.dictionaries(st.sampled_from(["pid", "memory"]), VALUES), max_size=5)
+GPUS = st.lists(
+    st.dictionaries(st.sampled_from(["handle", "retirement_pending", *PLAIN]), VALUES).flatmap(
+        lambda plain: st.fixed_dictionaries({"mig": MIGS, "processes": PROCESSES}).map(lambda lists: plain | lists)
+    ),
+    max_size=3,
+)
+MACHINES = st.dictionaries(st.sampled_from(["driver_version", "cuda_driver_version", "init"]), VALUES)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(MACHINES, GPUS)
+def test_no_state_of_nvml_goes_unreported(collect: Any, machine: dict[str, Any], gpus: list[dict[str, Any]]) -> None:
+    found = collect(Scenario(nvml={**machine, "gpus": gpus}))
+    assert found.source == "nvml" and not found.error.startswith(("the collector failed", "unreadable"))
+    assert found.error or len(found.gpus) == len(gpus)
 
 
 def test_every_scenario_has_a_test() -> None:

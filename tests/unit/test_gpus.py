@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pyinfra.api.inventory import Inventory
@@ -13,6 +14,7 @@ from rich.console import Console
 from gpurack.fleet import selected
 from gpurack.gpu.models import Architecture, Card, Gpu, GpuProcess, MigInstance, NvmlReport, PciInventory
 from gpurack.gpus import HostGpus, paired, rows, show
+from gpurack.lab.cli import lab
 
 RTX = Card(
     address="0000:41:00.0",
@@ -141,3 +143,8 @@ def test_hosts_are_selected_by_name_group_and_pattern() -> None:
     assert [host.name for host in selected(inventory)] == ["gpu1", "gpu2", "web1"]
     with pytest.raises(LookupError, match="no host or group gpu3, x in the inventory"):
         selected(inventory, ["gpu1", "gpu3", "x"])
+
+
+def test_a_pretended_card_is_a_device_id() -> None:
+    result = CliRunner().invoke(lab, ["up", "--card", "RTX4090"])
+    assert result.exit_code == 2 and "no PCI device id" in result.output

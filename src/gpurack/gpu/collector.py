@@ -43,6 +43,8 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
         if error.value in NOT_GIVEN:
             return None
         raise
+    except UnicodeDecodeError:  # raised by pynvml; whoever starts a process may name it as they like
+        return None
 
 
 def text(value: Any) -> str:
@@ -180,6 +182,8 @@ def describe(index: int) -> dict[str, Any]:
             found.setdefault("error", words(error))
             if error.value in GONE:
                 break
+        except UnicodeDecodeError:
+            found.setdefault("error", f"{name}: not text")
     return found
 
 
