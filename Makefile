@@ -18,7 +18,7 @@ VAGRANT_PACKAGES := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon
 APT := DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
 	-o Acquire::Retries=3
 
-.PHONY: help setup lab-packages test-packages vagrant-packages demo test lint unit hosts vagrant-test bench docs gpu-table clean
+.PHONY: help setup lab-packages test-packages vagrant-packages demo test lint unit hosts slow-test vagrant-test bench docs gpu-table clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,7 +57,7 @@ vagrant-packages:
 demo: setup lab-packages ## Boot a disposable host, make it serve, ask it a question, run again
 	@.venv/bin/gpurack lab demo --release $(RELEASE)
 
-test: lint unit hosts vagrant-test ## Everything
+test: lint unit hosts vagrant-test ## Everything but slow-test
 
 lint: setup ## ruff and strict types
 	$(RUN) ruff format --check .
@@ -68,7 +68,10 @@ unit: setup test-packages ## Tests that need no host (one process: pyinfra_cli p
 	$(RUN) pytest tests/unit -q
 
 hosts: setup test-packages ## Tests on real systemd hosts
-	$(RUN) pytest $(TESTS) -n $(WORKERS) --dist loadfile
+	$(RUN) pytest $(TESTS) -m "not slow" -n $(WORKERS) --dist loadfile
+
+slow-test: setup test-packages ## Kernel updates and reboots with the driver, in a virtual machine: 45 min under emulation
+	$(RUN) pytest tests/e2e -m slow
 
 vagrant-test: setup vagrant-packages ## The Vagrantfile, the literal command and all checks on a virtual machine
 	@.venv/bin/gpurack lab vagrant-test

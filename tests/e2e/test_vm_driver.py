@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from gpurack import lab
-from gpurack.lab import Machine, pci, qemu
+from gpurack.lab import Machine, pci
 from gpurack.lab.qemu import QemuMachine
 from tests.doubles.nvidia_packages.packages import make
 from tests.testbed.site import Run, Site
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 FIRST, SECOND = "550.163.01", "550.200.01"
 SLOW_SECONDS = 1800
@@ -31,18 +31,7 @@ BACKPORTS = "deb http://deb.debian.org/debian trixie-backports main"
 
 @pytest.fixture(scope="module")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuMachine]:
-    """A virtual machine that pretends to have a card, at every boot.
-
-    With one processor: with two, a kernel that patches itself while it boots was seen to meet its own breakpoint in
-    QEMU's emulation, and to panic ("Oops: int3" in sched_clock_cpu), one boot in a few on a busy machine.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qemu, "CPUS", 1)
-        yield from booted(tmp_path_factory)
-
-
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuMachine]:
-    """Boot it, and remove it in the end."""
+    """A virtual machine that pretends to have a card, at every boot."""
     [machine] = lab.up([f"vd{os.getpid()}"], driver="qemu", owned=True)
     assert isinstance(machine, QemuMachine)
     bus = tmp_path_factory.mktemp("pci") / "pretended-pci"

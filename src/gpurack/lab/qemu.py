@@ -22,7 +22,10 @@ from gpurack.lab.machine import LabError, Machine, require, started
 ACCELERATOR = "GPURACK_LAB_ACCEL"
 """Environment variable: "kvm" or "tcg" (emulation in software)."""
 
-CPUS = 2
+CPUS = {"kvm": 2, "tcg": 1}
+"""Processors by accelerator. With two emulated ones, a kernel that patches itself while it boots meets its own
+breakpoint once in a while, and panics ("Oops: int3" in sched_clock_cpu)."""
+
 MEMORY_MIB = 2048
 BOOT_SECONDS = 300
 """For how long a boot is waited for; emulation on a busy machine takes minutes."""
@@ -136,13 +139,14 @@ class QemuMachine(Machine):
         """Return QEMU's command line."""
         if self.image is None:
             raise LabError(f"{self.name}: the machine has no disk; remove it with: gpurack lab down {self.name}")
-        engine, cpu = ("kvm", "host") if accelerator() == "kvm" else ("tcg,thread=multi,tb-size=1024", "qemu64")
+        kind = accelerator()
+        engine, cpu = ("kvm", "host") if kind == "kvm" else ("tcg,tb-size=1024", "qemu64")
         # cache=unsafe: a flush goes to this machine's page cache only. That outlives QEMU, so what the guest has
         # synchronised survives its power cut, and nothing waits for this machine's disk.
         disk = f"file={self.folder / 'disk.qcow2'},if=virtio,format=qcow2,cache=unsafe"
         return [
             *("qemu-system-x86_64", "-nodefaults", "-name", self.name, "-accel", engine, "-cpu", cpu),
-            *("-smp", str(CPUS), "-m", str(MEMORY_MIB), "-drive", disk),
+            *("-smp", str(CPUS[kind]), "-m", str(MEMORY_MIB), "-drive", disk),
             *("-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd), "-append", vmimage.COMMAND_LINE),
             *("-netdev", f"user,id=lan,hostfwd=tcp:{self.address}:{self.port}-:22"),
             *("-device", "virtio-net-pci,netdev=lan", "-device", "virtio-rng-pci"),

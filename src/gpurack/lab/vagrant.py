@@ -26,7 +26,7 @@ import click
 from gpurack.lab import rootfs, vmimage
 from gpurack.lab.demo import Run
 from gpurack.lab.ollama_double import archive
-from gpurack.lab.qemu import accelerator
+from gpurack.lab.qemu import CPUS, accelerator
 from gpurack.lab.sandbox import Sandbox, SandboxError, remove
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -168,6 +168,7 @@ def environment(image: vmimage.Image, folder: Path) -> dict[str, str]:
         "GPURACK_HOSTS": "1",
         "GPURACK_RELEASE": image.release,
         "GPURACK_VAGRANT_DRIVER": "kvm" if accelerator() == "kvm" else "qemu",
+        "GPURACK_CPUS": str(CPUS[accelerator()]),
         "GPURACK_MEMORY_MIB": os.environ.get("GPURACK_MEMORY_MIB", str(MEMORY_MIB)),
         "GPURACK_KERNEL": str(image.kernel),
         "GPURACK_INITRD": str(image.initrd),
