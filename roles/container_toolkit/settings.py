@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from gpurack.gpu.runtime import Mode
-from gpurack.settings import RoleSettings
-
-
-def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected a URL such as https://mirror.example.org/libnvidia-container")
-    if parts.query or parts.fragment or parts.username:
-        raise ValueError("a mirror's URL has no user, query or fragment")
-    return value.rstrip("/")
-
-
-Url = Annotated[str, AfterValidator(_url)]
+from gpurack.settings import MirrorUrl, RoleSettings
 
 
 class ContainerToolkitSettings(RoleSettings):
@@ -30,7 +17,7 @@ class ContainerToolkitSettings(RoleSettings):
     source: Literal["nvidia", "directory"] = Field(
         "nvidia", description="NVIDIA's apt repository, or .deb files on the control machine; Debian has no packages"
     )
-    repository: Url = Field(
+    repository: MirrorUrl = Field(
         "https://nvidia.github.io/libnvidia-container",
         description="NVIDIA's repository or a mirror of it; below it are gpgkey and stable/deb/<architecture>",
     )

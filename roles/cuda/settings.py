@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from gpurack.gpu.cuda import required
-from gpurack.settings import RoleSettings
-
-
-def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError("expected a URL such as https://mirror.example.org/cuda, without user or query")
-    return value.rstrip("/")
+from gpurack.settings import MirrorUrl, RoleSettings
 
 
 class CudaSettings(RoleSettings):
@@ -32,7 +24,7 @@ class CudaSettings(RoleSettings):
     minor_version_compatibility: bool = Field(
         False, description="Accept a driver older than the toolkit's own, where NVIDIA says that programs start"
     )
-    repository: Annotated[str, AfterValidator(_url)] = Field(
+    repository: MirrorUrl = Field(
         "https://developer.download.nvidia.com/compute/cuda/repos",
         description="NVIDIA's repositories or a mirror of them, without the release; for source=nvidia",
     )

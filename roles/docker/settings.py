@@ -5,20 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from gpurack.settings import RoleSettings
-
-
-def _https_or_http(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected a URL such as https://mirror.example.org")
-    if parts.query or parts.fragment or parts.username:
-        raise ValueError("a mirror's URL has no user, query or fragment")
-    return value.rstrip("/")
+from gpurack.settings import MirrorUrl, RoleSettings
 
 
 def _data_root(value: str) -> str:
@@ -28,7 +18,6 @@ def _data_root(value: str) -> str:
     return str(path)
 
 
-Url = Annotated[str, AfterValidator(_https_or_http)]
 DataRoot = Annotated[str, AfterValidator(_data_root)]
 
 
@@ -53,7 +42,7 @@ class DockerSettings(RoleSettings):
     source: Literal["debian", "docker"] = Field(
         "debian", description="Whose packages: the distribution's, or Docker's own apt repository"
     )
-    repository: Url = Field(
+    repository: MirrorUrl = Field(
         "https://download.docker.com/linux",
         description="Docker's repositories or a mirror of them, without the distribution; for source=docker",
     )
@@ -62,7 +51,7 @@ class DockerSettings(RoleSettings):
         pattern=r"^[0-9a-f]{64}$",
         description="SHA-256 of <repository>/debian/gpg; default: key 9DC858229FC7DD38854AE2D88D81803C0EBFCD88",
     )
-    compose_repository: Url = Field(
+    compose_repository: MirrorUrl = Field(
         "http://deb.debian.org/debian",
         description="Debian mirror for the one package Debian 12 takes from Debian 13: Compose v2",
     )
@@ -73,7 +62,7 @@ class DockerSettings(RoleSettings):
     )
     log_max_files: int = Field(5, ge=1, le=100, description="Log files kept for each container")
     live_restore: bool = Field(True, description="Containers go on running while the daemon is restarted")
-    registry_mirrors: tuple[Url, ...] = Field((), description="Mirrors of Docker Hub asked first")
+    registry_mirrors: tuple[MirrorUrl, ...] = Field((), description="Mirrors of Docker Hub asked first")
     address_pools: tuple[AddressPool, ...] = Field(
         (), description="Networks Docker may use; empty: Docker's own (172.17.0.0/16 and up)"
     )

@@ -5,24 +5,15 @@ from __future__ import annotations
 import re
 from datetime import time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Literal
+from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpurack.gpu.driver_packages import MODULE_PACKAGE, NVIDIA_FIRST_BRANCH
 from gpurack.gpu.driver_version import MINIMUM, at_least, branch_of
-from gpurack.settings import RoleSettings
+from gpurack.settings import MirrorUrl, RoleSettings
 
-
-def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError("expected a URL such as https://mirror.example.org/cuda, without user or query")
-    return value.rstrip("/")
-
-
-Url = Annotated[str, AfterValidator(_url)]
 DEB = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+)_(?P<version>[^_/]+)_(?P<architecture>[a-z0-9]+)\.deb")
 
 
@@ -70,8 +61,8 @@ class NvidiaDriverSettings(RoleSettings):
         "dkms", description="Built on the host for each kernel, or Ubuntu's built and signed ones"
     )
     backports: bool = Field(False, description="Take packages of Debian's backports too, for newer kernels")
-    backports_mirror: Url = Field("http://deb.debian.org/debian", description="Debian mirror for backports")
-    repository: Url = Field(
+    backports_mirror: MirrorUrl = Field("http://deb.debian.org/debian", description="Debian mirror for backports")
+    repository: MirrorUrl = Field(
         "https://developer.download.nvidia.com/compute/cuda/repos",
         description="NVIDIA's repositories or a mirror of them, without the release",
     )

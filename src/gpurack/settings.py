@@ -7,14 +7,16 @@ everything else is replaced as a whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 
 Location = tuple[str | int, ...]
 """Where a value is in a role's settings: field names, and indexes of lists."""
+
+
+def _mirror_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", value):
+        raise ValueError("expected a URL such as https://mirror.example.org/debian")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("a mirror's URL has no user, query or fragment")
+    return value.rstrip("/")
+
+
+MirrorUrl = Annotated[str, AfterValidator(_mirror_url)]
+"""URL of a repository or a mirror of it; a slash at its end is dropped."""
 
 
 class RoleSettings(BaseModel):
