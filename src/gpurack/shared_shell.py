@@ -37,9 +37,10 @@ STARTS = {
 }
 """How pyinfra begins a command -> what opens the shell that such commands can share."""
 
-# The log line is written by a process of its own: with the logger gone, SIGPIPE ends that one and not the shell.
+# With the logger gone, writing to it must not end the shell; what the shell starts gets the signal's default back.
 _FUNCTION = (
-    'g() {{ (printf \'%s : COMMAND=%s\\n\' "$SUDO_USER" "${{2-$1}}" >&3) 2>/dev/null; '
+    "g() {{ trap '' PIPE; "
+    '{{ printf \'%s : COMMAND=%s\\n\' "$SUDO_USER" "${{2-$1}}" >&3; }} 2>/dev/null; trap - PIPE; '
     'sh -c "$1" </dev/null 3>&-; '
     "printf '\\036%s %d\\n' {mark} $?; printf '\\036%s\\n' {mark} >&2; }}\n"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ def test_sudo_that_needs_a_password(pair: Pair) -> None:
         for _ in range(200):
             if pair.bad.ssh("true", check=False).returncode == 0:
                 break
+            time.sleep(0.1)
 
 
 def test_unsupported_release(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator
 
 import paramiko
@@ -82,4 +83,5 @@ def wait_for_sudo(there: Callable[[], bool]) -> None:
     for _ in range(100):
         if there():
             return
+        time.sleep(0.1)
     raise AssertionError("the host did not give sudo back")

@@ -178,6 +178,17 @@ def test_lines_come_as_they_are_printed(host: Host) -> None:
     host.shell = Shell(LocalChannel(), OPEN)
 
 
+def test_a_logger_that_is_gone_is_no_loss() -> None:
+    host = Host()
+    host.shell.channel.end()
+    host.shell = Shell(LocalChannel(), OPEN.replace("cat >/dev/null", "true"))
+    for _ in range(3):
+        assert host.run("echo heard") == (0, b"heard\n", b"")
+    assert host.run("yes | head -n 1") == (0, b"y\n", b""), "a broken pipe still ends a command"
+    assert not host.opened
+    host.shell.channel.end()
+
+
 def test_input_takes_the_ordinary_way(host: Host) -> None:
     before = len(host.opened)
     assert host.run("cat", b"some input") == (0, b"some input", b"")
