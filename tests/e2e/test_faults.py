@@ -118,10 +118,9 @@ def test_unknown_host_key(pair: Pair, tmp_path: Path) -> None:
 def test_sudo_that_needs_a_password(pair: Pair) -> None:
     ask = "for f in /etc/sudoers.d/*; do sed -i.asks 's/NOPASSWD://' $f; mv $f.asks /root/; done"
     # The lab's own way in is sudo, so the host mends itself.
-    mend = (
-        "systemd-run --timer-property=AccuracySec=100ms --on-active=12 sh -c 'cp /root/*.asks /tmp; for f in /root/*.asks; do "
-        + ("cp $f /etc/sudoers.d/$(basename $f .asks); rm $f; done'")
-    )
+    soon = "systemd-run --timer-property=AccuracySec=100ms --on-active=12"
+    give_back = "for f in /root/*.asks; do cp $f /etc/sudoers.d/$(basename $f .asks); rm $f; done"
+    mend = f"{soon} sh -c '{give_back}'"
     with undone(pair, f"{mend}; {ask}"):
         assert_fault(pair, pair.run(), "prepare", "sudo asks for a password")
         for _ in range(200):

@@ -71,9 +71,8 @@ def test_commands_as_root_are_in_the_log(client: paramiko.SSHClient, machine: Ma
 def test_taking_sudo_away_is_noticed(client: paramiko.SSHClient, machine: Machine) -> None:
     """Like everybody who is logged in, a connection keeps what it has; a new one does not get it."""
     ask = "sed -i.kept s/NOPASSWD:// /etc/sudoers.d/90-lab && mv /etc/sudoers.d/90-lab.kept /root/"
-    machine.ssh(
-        f"systemd-run --timer-property=AccuracySec=100ms --on-active=4 mv /root/90-lab.kept /etc/sudoers.d/90-lab; {ask}"
-    )
+    soon = "systemd-run --timer-property=AccuracySec=100ms --on-active=4"
+    machine.ssh(f"{soon} mv /root/90-lab.kept /etc/sudoers.d/90-lab; {ask}")
     code, _, err = run(client, "sudo -H -n sh -c 'echo hello'")
     assert (code, err.splitlines()[-1]) == (1, "sudo: a password is required")
     machine.ssh("true", check=False)
