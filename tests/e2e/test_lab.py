@@ -138,23 +138,25 @@ def test_hosts_come_up_in_the_lab_inventory_and_go(tmp_path: Path) -> None:
 
 
 ALONE = """
+import sys
 from gpurack import lab
 from gpurack.lab import network
-[machine] = lab.up(["alone"], owned=True)
+[machine] = lab.up([sys.argv[1]], owned=True)
 machine.ssh("true")
 lab.down([machine])
 """
 
 
 def test_network_goes_with_the_last_host(tmp_path: Path) -> None:
-    """In a lab of its own, beside that of the other tests."""
+    """In a lab of its own, beside that of the other tests; three processes at once are the first there."""
     environment = {
         **os.environ,
         "GPURACK_LAB_STATE": str(tmp_path),
         "GPURACK_LAB_PREFIX": "10.199.77",
         "GPURACK_LAB_BRIDGE": "gpurack-alone",
     }
-    subprocess.run([sys.executable, "-c", ALONE], env=environment, check=True)
+    started = [subprocess.Popen([sys.executable, "-c", ALONE, f"alone{n}"], env=environment) for n in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert "gpurack_alone" not in tables
     assert not Path("/sys/class/net/gpurack-alone").exists()

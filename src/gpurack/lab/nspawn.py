@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gpurack.lab import network, pci
-from gpurack.lab.machine import LabError, Machine, run, started
+from gpurack.lab.machine import LabError, Machine, lab_lock, run, started
 from gpurack.lab.rootfs import resolv_conf, root
 
 TOOLS = {
@@ -163,7 +163,8 @@ class NspawnMachine(Machine):
         """Boot the host and wait until SSH answers; about a second."""
         if self.running:
             return
-        network.up()
+        with lab_lock():  # several hosts may be the first at the same time
+            network.up()
         network.connect(self.name, self.address)
         with (self.folder / "console.log").open("ab") as console:
             process = subprocess.Popen(
