@@ -8,8 +8,9 @@ it, and each command is a child of it, ``sh -c`` as before. Nothing else changes
 - sudo would have logged every command; the shell logs them in the same place (authpriv) through ``logger``.
 - Commands with input, a terminal, another user or a password of sudo's go the ordinary way, and so does a command that
   comes while the shell is at work.
-- A shell that ends in the middle of a command ends as that command would: with what it said and its exit status. A
-  command that is given up (time-out) keeps its shell busy; those after it go the ordinary way.
+- A shell that cannot be opened ends the command with what sudo said and its exit status; one that ends in the middle of
+  a command is an error, never a success. A command that is given up (time-out) keeps its shell busy; those after it go
+  the ordinary way.
 
 :class:`Session` stands in for a :class:`paramiko.Channel`, so that whoever uses paramiko's client need not know.
 """
