@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gpurack import check as offline
 from gpurack import gpus
+from gpurack.capacity.cli import capacity
 from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
 from gpurack.lab.cli import lab
@@ -31,6 +32,7 @@ def main() -> None:
 
 main.add_command(lab)
 main.add_command(doctor)
+main.add_command(capacity)
 
 
 @main.command()

@@ -1,0 +1,45 @@
+"""Capacity: what models need, what a host has, and whether the one fits the other, before anything is pulled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpurack.capacity.hardware import HardwareError
+from gpurack.capacity.plan import HostPlan, Verdict, plan
+from gpurack.capacity.situations import read_hardware, situation
+from gpurack.facts.capacity import ModelRoom
+from gpurack.facts.gpu import Nvml, PciDevices
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+
+    from roles.ollama.settings import OllamaSettings
+    from roles.ollama_models.settings import OllamaModelsSettings
+
+
+def obstacles(host: Host, models: OllamaModelsSettings, server: OllamaSettings) -> list[str]:
+    """Return why a host's models do not fit it, one line each, with the cheapest cure; empty when they fit.
+
+    Reads facts of the host that pyinfra is preparing; changes nothing. The host's own settings of the role capacity
+    apply; hardware declared there does not, as the real one can be read.
+    """
+    from gpurack.settings import settings_for
+    from roles.capacity.settings import CapacitySettings
+
+    room = host.get_fact(ModelRoom, models_dir=server.models_dir)
+    try:
+        hardware = read_hardware(server, room, host.get_fact(PciDevices), host.get_fact(Nvml))
+    except HardwareError as error:
+        return [str(error)]
+    return obstacles_in(plan(host.name, situation(models, server, settings_for(host, CapacitySettings), hardware)))
+
+
+def obstacles_in(found: HostPlan) -> list[str]:
+    """Return what stands against a plan, one line each."""
+    lines = []
+    for model in found.models:
+        if model.verdict is Verdict.FITS:
+            continue
+        cure = f"; it fits with {model.changes[0]}" if model.changes else ""
+        lines.append(f"{model.wanted.name}: {'; '.join(model.reasons)}{cure}")
+    return [*lines, *found.disk_reasons]

@@ -76,7 +76,9 @@ class Architecture(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture {self.architecture!r} is not known here; known are {', '.join(ARCHITECTURES)}")
+            raise ValueError(
+                f"architecture {self.architecture!r} is not known here; known are {', '.join(ARCHITECTURES)}"
+            )
         if self.compressed_cache and not self.kv_lora_rank:
             raise ValueError("a compressed cache needs kv_lora_rank")
         return self

@@ -193,17 +193,17 @@ def _offload(situation: Situation, wanted: Wanted) -> Iterator[Change]:
 
 def _more_gpus(situation: Situation, wanted: Wanted) -> Iterator[Change]:
     """Yield more of the last card there is."""
-    del wanted
+    kept = _context_kept(situation, wanted)
     devices = situation.hardware.devices
     if situation.on_gpu and devices:
         for number in range(1, MOST_CARDS - len(devices) + 1):
-            more = replace_hardware(situation, (*devices, *([devices[-1]] * number)))
-            yield Change(f"{number} more GPU{'s' if number > 1 else ''} like {devices[-1].name}", more)
+            more = _with_devices(situation, (*devices, *([devices[-1]] * number)))
+            yield Change(f"{number} more GPU{'s' if number > 1 else ''} like {devices[-1].name}{kept}", more)
 
 
 def _other_gpus(situation: Situation, wanted: Wanted) -> Iterator[Change]:
     """Yield GPUs of the memory that cards are made with: fewest GPUs first, then the smallest."""
-    del wanted
+    kept = _context_kept(situation, wanted)
     if not situation.on_gpu:
         return
     now = sum(device.memory_bytes for device in situation.hardware.devices)
@@ -211,12 +211,25 @@ def _other_gpus(situation: Situation, wanted: Wanted) -> Iterator[Change]:
         for name, memory in CARDS:
             if number * memory * GIB > now:
                 device = Device(name=name, memory_bytes=memory * GIB)
-                yield Change(f"{number} x {name} in place of the GPUs", replace_hardware(situation, (device,) * number))
+                text = f"{number} x {name} {'in place of the GPUs' if now else 'in the host'}{kept}"
+                yield Change(text, _with_devices(situation, (device,) * number))
 
 
-def replace_hardware(situation: Situation, devices: tuple[Device, ...]) -> Situation:
-    """Return the situation with other GPUs."""
-    return replace(situation, hardware=situation.hardware.model_copy(update={"devices": devices}))
+def _with_devices(situation: Situation, devices: tuple[Device, ...]) -> Situation:
+    """Return the situation with other GPUs, and the contexts that models have now.
+
+    With more memory Ollama would make an undeclared context longer, and what is bought would be gone again.
+    """
+    models = tuple(replace(model, num_ctx=situation.context_of(model)) for model in situation.models)
+    hardware = situation.hardware.model_copy(update={"devices": devices})
+    return replace(situation, hardware=hardware, models=models)
+
+
+def _context_kept(situation: Situation, wanted: Wanted) -> str:
+    """Return what is to be declared beside more GPUs, so that the context stays as it is."""
+    if wanted.num_ctx or situation.server.context_length:
+        return ""
+    return f", with a context of {situation.context_of(wanted)} tokens declared (num_ctx)"
 
 
 def _more_ram(situation: Situation, wanted: Wanted) -> Iterator[Change]:

@@ -107,7 +107,7 @@ def _architecture(fields: Mapping[str, _Lazy], tensors: Any) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(
             f"architecture {name!r} is not known to the planner, and its cache is not guessed; known are "
-            f"{', '.join(ARCHITECTURES)}. Set ollama_models.capacity to \"warn\" to go on without a plan"
+            f'{", ".join(ARCHITECTURES)}. Set ollama_models.capacity to "warn" to go on without a plan'
         )
     if int(_get(fields, "split.count", 1)) > 1:
         raise ValueError("one part of a model in several files; join them with llama-gguf-split --merge")

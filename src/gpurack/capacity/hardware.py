@@ -110,7 +110,9 @@ def declared(hardware: DeclaredHardware, *, count: int | Literal["all"] = "all",
     )
 
 
-def found(pci: PciInventory, nvml: NvmlReport, *, count: int | Literal["all"], ids: Sequence[str]) -> tuple[Device, ...]:
+def found(
+    pci: PciInventory, nvml: NvmlReport, *, count: int | Literal["all"], ids: Sequence[str]
+) -> tuple[Device, ...]:
     """Return a host's GPUs: by its driver where that answers, else by the PCI bus and the cards' names.
 
     Raises:
@@ -163,7 +165,9 @@ def choose(
     """Return the devices that the ollama role's settings give to the server."""
     if ids:
         if missing := [name for name in ids if name not in named]:
-            raise HardwareError(f"gpu_device_ids names {', '.join(missing)}, and only {', '.join(named) or 'none'} is {where}")
+            raise HardwareError(
+                f"gpu_device_ids names {', '.join(missing)}, and only {', '.join(named) or 'none'} is {where}"
+            )
         return tuple(named[name] for name in ids)
     whole = [device for name, device in named.items() if name.isdecimal()]
     if count == "all":

@@ -29,7 +29,6 @@ GPU_CONTEXT = 457 * MIB
 """Memory of a GPU for each process that uses it, CUDA's own (``MinimumMemory`` in Ollama's ``ml/device.go``)."""
 
 
-
 @dataclass(frozen=True)
 class Running:
     """How a model runs.

@@ -180,7 +180,9 @@ def evaluate(situation: Situation) -> tuple[ModelPlan, ...]:
     return tuple(plans)
 
 
-def _one(situation: Situation, wanted: Wanted, profile: Profile, free: list[int], ram: int, residents: int) -> ModelPlan:
+def _one(
+    situation: Situation, wanted: Wanted, profile: Profile, free: list[int], ram: int, residents: int
+) -> ModelPlan:
     load = situation.load_of(wanted, profile)
     layers = None if wanted.num_gpu is None or wanted.num_gpu < 0 else wanted.num_gpu
     placement = place(load, free, spread=situation.server.spread, wanted=layers)
@@ -199,7 +201,9 @@ def _one(situation: Situation, wanted: Wanted, profile: Profile, free: list[int]
         reasons.append(f"needs {gib(placement.ram_bytes)} of the host's memory, and {gib(ram)} are free for models")
     most = situation.server.max_loaded_models or MODELS_PER_GPU * max(1, len(free))
     if residents + 1 > most:
-        reasons.append(f"would be loaded model number {residents + 1}, and Ollama keeps {most}: it would unload another")
+        reasons.append(
+            f"would be loaded model number {residents + 1}, and Ollama keeps {most}: it would unload another"
+        )
     elif residents and free and load.predicted * 100 > sum(free) * SINGLE_GPU_SHARE:
         reasons.append(
             f"Ollama predicts {gib(load.predicted)} for it, more than {SINGLE_GPU_SHARE} % of the {gib(sum(free))} "

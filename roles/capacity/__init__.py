@@ -1,0 +1,1 @@
+"""What models' memory is planned with; see README.md."""
