@@ -122,7 +122,7 @@ def find(name: str, *, file_type: str | None = None) -> Profile:
     if found is None:
         raise UnknownModelError(
             f"{name} is not in gpurack's catalogue, and its size and cache are not guessed: declare its file with "
-            f"ollama_models.models.{name}.gguf, or name one of {', '.join(catalogue().model)}"
+            f"ollama_models.models.{name}.gguf{_nearest(name)}"
         )
     key, meant = found
     entry, chosen = catalogue().model[key], file_type or meant
@@ -140,6 +140,15 @@ def find(name: str, *, file_type: str | None = None) -> Profile:
         ),
         lesser=_lesser(key),
     )
+
+
+def _nearest(name: str) -> str:
+    """Return what the catalogue has of the same family, or which families it has."""
+    family = ModelName.parse(name).model
+    known = [known for known in catalogue().model if known.partition(":")[0] == family]
+    if known:
+        return f"; it has {', '.join(known)}"
+    return f"; it has sizes of {', '.join(dict.fromkeys(key.partition(':')[0] for key in catalogue().model))}"
 
 
 @cache

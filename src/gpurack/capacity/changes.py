@@ -53,10 +53,13 @@ def changes_for(situation: Situation, wanted: Wanted) -> tuple[str, ...]:
         plans = {plan.wanted.name: plan for plan in evaluate(changed)}
         return _fits(plans, wanted.name) and all(_fits(plans, name) for name in fitting)
 
-    texts = []
+    texts: list[str] = []
     for kind in KINDS:
         if change := next((change for change in kind(situation, wanted) if enough(change.situation)), None):
             texts.append(change.text)
+    if not texts:
+        change = next((change for change in _new_host(situation, wanted) if enough(change.situation)), None)
+        texts = [change.text] if change else []
     together = _together(situation, wanted, enough)
     if together and not any(_is_setting(situation, wanted, enough)):
         texts.insert(0, together)
@@ -75,7 +78,8 @@ def _is_setting(situation: Situation, wanted: Wanted, enough: Callable[[Situatio
 
 def _together(situation: Situation, wanted: Wanted, enough: Callable[[Situation], bool]) -> str:
     """Return settings that are enough together, or nothing."""
-    texts, current = [], situation
+    texts: list[str] = []
+    current = situation
     for kind in SETTINGS:
         last = None
         for change in kind(current, wanted):
@@ -164,14 +168,21 @@ def _other_models(situation: Situation, wanted: Wanted, names: tuple[str, ...], 
 def _not_resident(situation: Situation, wanted: Wanted) -> Iterator[Change]:
     if wanted.resident:
         yield Change(
-            "preload = False: it is then loaded when asked for, others beside it unloaded",
+            "preload = False: it is then loaded when asked for",
             _exchanged(situation, wanted, replace(wanted, resident=False)),
         )
     residents = [model for model in situation.models if model.resident and model.name != wanted.name]
-    for model in residents:
+    for model in residents if not wanted.resident else ():
         yield Change(
-            f"preload = False for {model.name}, which then is unloaded for this one",
+            f"preload = False for {model.name}, which then takes turns with it",
             _exchanged(situation, model, replace(model, resident=False)),
+        )
+    if residents:
+        models = tuple(replace(model, resident=False) for model in situation.models)
+        names = ", ".join(model.name for model in residents)
+        yield Change(
+            f"preload = False for it and {names}: they then take turns, each loaded when asked for",
+            replace(situation, models=models),
         )
 
 
@@ -238,6 +249,13 @@ def _more_ram(situation: Situation, wanted: Wanted) -> Iterator[Change]:
         if memory * GIB > situation.hardware.ram_bytes:
             hardware = situation.hardware.model_copy(update={"ram_bytes": memory * GIB})
             yield Change(f"{memory} GiB of memory in the host", replace(situation, hardware=hardware))
+
+
+def _new_host(situation: Situation, wanted: Wanted) -> Iterator[Change]:
+    """Yield other GPUs with more memory in the host, for where both are too small."""
+    for memory in _more_ram(situation, wanted):
+        for gpus in _other_gpus(memory.situation, wanted):
+            yield Change(f"{gpus.text}, and {memory.text}", gpus.situation)
 
 
 SETTINGS: tuple[Maker, ...] = (_flash_attention, _quantised_cache, _less_parallel, _less_context, _small_cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from pyinfra.api.host import Host
@@ -22,6 +22,9 @@ from gpurack.facts.gpu import Nvml, PciDevices
 from gpurack.fleet import HostError, connection, on_each, read, selected
 from gpurack.preflight import inventory_or_exit
 from gpurack.settings import settings_for
+
+if TYPE_CHECKING:
+    from roles.ollama.settings import OllamaSettings
 
 Source = Literal["auto", "read", "declared"]
 PIPE_WIDTH = 240
@@ -68,16 +71,13 @@ def _plan_of(host: Host, source: Source) -> HostPlan | tuple[str, str]:
     return plan(host.name, situation(models, server, capacity, hardware))
 
 
-def _read(host: Host, server: object, instead: Hardware | None) -> Hardware:
+def _read(host: Host, server: OllamaSettings, instead: Hardware | None) -> Hardware:
     """Return a host's hardware; what is declared where it cannot be reached.
 
     Raises:
         HostError: it cannot be read, and nothing is declared.
         HardwareError: its GPUs cannot be planned with.
     """
-    from roles.ollama.settings import OllamaSettings
-
-    assert isinstance(server, OllamaSettings)  # noqa: S101 - for mypy: roles/ is imported where it is needed
     try:
         with connection(host):
             room = read(host, ModelRoom, models_dir=server.models_dir)
@@ -123,8 +123,8 @@ def capacity(inventory: str, limit: tuple[str, ...], people: int | None, hardwar
             if people:
                 show_recommendation(advice[item.host], console)
             console.print()
-        for host, error in errors.items():
-            console.print(f"{host}: cannot be planned: {error}", style="red", markup=False)
+        for name, reason in errors.items():
+            console.print(f"{name}: cannot be planned: {reason}", style="red", markup=False, soft_wrap=True)
         if people:
             show_comparison(console)
     sys.exit(0 if not errors and all(item.ok for item in made) else 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ class GgufError(ValueError):
 
 
 def read(path: Path, name: str, *, quantise: str | None = None) -> Profile:
-    """Return what a GGUF file says of its model.
+    """Return what a GGUF file says of its model; a file that has not changed is not read again.
 
     Args:
         path: the file.
@@ -35,6 +37,18 @@ def read(path: Path, name: str, *, quantise: str | None = None) -> Profile:
     Raises:
         GgufError: it cannot be read, is damaged, is one part of several, or has an unknown architecture.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise GgufError(f"{path}: {error.strerror or error}") from error
+    if not path.is_file():
+        raise GgufError(f"{path}: not a file")
+    return replace(_read(path, (found.st_size, found.st_mtime_ns), quantise), name=name)
+
+
+@cache
+def _read(path: Path, version: tuple[int, int], quantise: str | None) -> Profile:
+    del version
     reader = _reader(path)
     fields = {key: _Lazy(field) for key, field in reader.fields.items()}
     try:
@@ -44,12 +58,9 @@ def read(path: Path, name: str, *, quantise: str | None = None) -> Profile:
         raise GgufError(f"{path}: {'.'.join(map(str, first['loc'])) or 'metadata'}: {first['msg']}") from error
     except (LookupError, ValueError, TypeError, OverflowError) as error:
         raise GgufError(f"{path}: {error}") from error
-    if quantise:
-        taken = weights(architecture, quantise)
-    else:
-        taken = _weights(reader.tensors, architecture, path)
+    taken = weights(architecture, quantise) if quantise else _weights(reader.tensors, architecture, path)
     return Profile(
-        name=name,
+        name="",
         architecture=architecture,
         file_type=quantise or _file_type(fields),
         weights=taken,
@@ -145,6 +156,7 @@ def _architecture(fields: Mapping[str, _Lazy], tensors: Any) -> Architecture:
         kv_lora_rank=latent,
         rope_length=int(_get(fields, rope, 0)) if latent else 0,
         compressed_cache=compressed,
+        positions=next((int(tensor.shape[1]) for tensor in tensors if tensor.name == "position_embd.weight"), 0),
     )
 
 

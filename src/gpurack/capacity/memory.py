@@ -146,8 +146,8 @@ class Load:
         model = self.profile.architecture
         head = model.embedding_length // model.head_count
         tokens = self.run.context * self.run.parallel
-        # In files with a compressed cache, head_count_kv is 1.
-        heads = 1 if model.compressed_cache else model.head_count_kv
+        # In files with a compressed cache head_count_kv is 1, and those of encoders do not state it.
+        heads = 1 if model.compressed_cache or model.embeds else model.head_count_kv
         return self.weights + 2 * model.block_count * heads * head * tokens * 2
 
 

@@ -92,7 +92,7 @@ def _made(load: Load, counts: Sequence[int]) -> Placement:
     weights = load.profile.weights
     ram = weights.input + sum(load.pieces[:at])
     if at == len(load.pieces) and load.profile.architecture.tied:
-        ram -= weights.output  # the embedding itself: it is there a second time only on a GPU
+        ram -= weights.input  # the output is the embedding itself: it is there a second time only on a GPU
     if at:
         ram += load.graph
     return Placement(tuple(counts), tuple(taken), at, ram)

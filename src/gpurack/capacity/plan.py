@@ -48,6 +48,7 @@ class Wanted:
         name: as declared.
         profile: what is known of it; None when nothing is.
         unknown: why nothing is known.
+        files: keys under which its weights may be on the disk; the first is the same for models that share them.
         num_ctx: its context, where it has one of its own.
         num_gpu: layers on GPUs, where declared; -1 and None for as many as fit.
         num_batch: tokens of a prompt at once, where declared.
@@ -57,6 +58,7 @@ class Wanted:
     name: str
     profile: Profile | None = None
     unknown: str = ""
+    files: tuple[str, ...] = ()
     num_ctx: int | None = None
     num_gpu: int | None = None
     num_batch: int | None = None
@@ -215,12 +217,10 @@ def _one(
 
 def disk_of(situation: Situation) -> tuple[int, tuple[str, ...]]:
     """Return the bytes that are still to come to the disk, and why they do not fit it."""
-    from gpurack.ollama.names import ModelName
-
     files = {
-        ModelName.parse(wanted.name).key: wanted.profile.weights.file
+        (wanted.files or (wanted.name,))[0]: wanted.profile.weights.file
         for wanted in situation.models
-        if wanted.profile and ModelName.parse(wanted.name).key not in situation.hardware.installed
+        if wanted.profile and not situation.hardware.installed.intersection(wanted.files)
     }
     needed, free = sum(files.values()), situation.hardware.disk_bytes
     if free is None or needed + situation.disk_reserve <= free or not needed:

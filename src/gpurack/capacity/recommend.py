@@ -81,6 +81,8 @@ def recommend(situation: Situation, people: int) -> Recommendation:
     allowed = SIZES[: SIZES.index(wanted[-1]) + 1]
     best = next((size for size in reversed(allowed) if planned(size).verdict is Verdict.FITS), None)
     rule = f"the rule for {people} people is {' or '.join(wanted)}"
+    if accelerator == "cpu":
+        rule += "; it would be computed by the CPU, whose speed is not planned here"
     if best and (best in wanted or SIZES.index(best) > SIZES.index(wanted[0])):
         return Recommendation(people, parallel, CONTEXT, f"{FAMILY}:{best}", f"{rule}, and this fits")
     name = f"{FAMILY}:{wanted[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpurack.capacity.placement import Placement
 from gpurack.capacity.plan import HostPlan, ModelPlan, Verdict, gib
 from gpurack.capacity.recommend import Recommendation, comparison
 
@@ -20,7 +22,8 @@ COLUMNS = ("model", "quant", "weights", "context", "cache", "buffers", "on GPUs"
 def show(plan: HostPlan, console: Console) -> None:
     """Print a host's plan."""
     hardware = plan.situation.hardware
-    cards = ", ".join(f"{device.name} {gib(device.memory_bytes)}" for device in hardware.devices) or "no GPU"
+    kinds = Counter(f"{device.name} {gib(device.memory_bytes)}" for device in hardware.devices)
+    cards = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "no GPU"
     disk = "" if hardware.disk_bytes is None else f", {gib(hardware.disk_bytes)} of disk free"
     console.print(f"{plan.host} ({hardware.source}): {cards}; {gib(hardware.ram_bytes)} of RAM{disk}", markup=False)
     if not plan.models:
@@ -37,11 +40,11 @@ def show(plan: HostPlan, console: Console) -> None:
     console.print(table)
     for model in plan.models:
         for line in _details(model):
-            console.print(f"  {model.wanted.name}: {line}", markup=False, highlight=False)
+            console.print(f"  {model.wanted.name}: {line}", markup=False, highlight=False, soft_wrap=True)
     known = hardware.disk_bytes is not None
     console.print(f"  disk: {gib(plan.disk_needed)} to come{'' if known else '; free disk is not known'}", markup=False)
     for line in plan.disk_reasons:
-        console.print(f"  disk: {line}", style="red", markup=False)
+        console.print(f"  disk: {line}", style="red", markup=False, soft_wrap=True)
 
 
 def _row(model: ModelPlan) -> dict[str, str]:
@@ -50,11 +53,6 @@ def _row(model: ModelPlan) -> dict[str, str]:
         return row
     load, placement = model.load, model.placement
     run = load.run
-    split = [
-        f"{layers} layers {gib(taken)}"
-        for layers, taken in zip(placement.gpu_layers, placement.gpu_bytes, strict=True)
-        if layers
-    ]
     cpu = f"{placement.cpu_layers} layers " if placement.cpu_layers else ""
     return row | {
         "quant": load.profile.file_type,
@@ -62,9 +60,18 @@ def _row(model: ModelPlan) -> dict[str, str]:
         "context": f"{run.context} x {run.parallel}",
         "cache": f"{gib(load.cache)} {run.cache_type}" if load.cache else "none",
         "buffers": gib(load.graph),
-        "on GPUs": " + ".join(split) or "-",
+        "on GPUs": _split(placement),
         "in RAM": f"{cpu}{gib(placement.ram_bytes)}",
     }
+
+
+def _split(placement: Placement) -> str:
+    """Return the layers and bytes on each GPU; of many GPUs, the smallest and the largest share."""
+    used = [pair for pair in zip(placement.gpu_layers, placement.gpu_bytes, strict=True) if pair[0]]
+    if len(used) <= 2:
+        return " + ".join(f"{layers} layers {gib(taken)}" for layers, taken in used) or "-"
+    shares = sorted(taken for _, taken in used)
+    return f"{sum(placement.gpu_layers)} layers on {len(used)} GPUs, {gib(shares[0])} to {gib(shares[-1])} each"
 
 
 def _details(model: ModelPlan) -> list[str]:
@@ -83,6 +90,7 @@ def show_recommendation(found: Recommendation, console: Console) -> None:
         f"{found.name or 'no model'} ({found.note})",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

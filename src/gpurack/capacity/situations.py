@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from gpurack.capacity.catalogue import Profile, UnknownModelError, find
 from gpurack.capacity.gguf_file import GgufError, read
-from gpurack.capacity.hardware import Hardware, declared, found
+from gpurack.capacity.hardware import Device, Hardware, declared, found
 from gpurack.capacity.memory import GIB, MIB
 from gpurack.capacity.plan import Server, Situation, Wanted
 from gpurack.facts.capacity import Room
 from gpurack.gpu.models import NvmlReport, PciInventory
+from gpurack.ollama.names import ModelName
 
 if TYPE_CHECKING:
     from roles.capacity.settings import CapacitySettings
@@ -55,6 +56,7 @@ def wanted(models: OllamaModelsSettings, server: OllamaSettings) -> Iterable[Wan
             unknown = str(error)
         yield Wanted(
             name=name,
+            files=_files(name, model),
             profile=profile,
             unknown=unknown,
             num_ctx=model.parameters.num_ctx,
@@ -62,6 +64,14 @@ def wanted(models: OllamaModelsSettings, server: OllamaSettings) -> Iterable[Wan
             num_batch=model.parameters.num_batch,
             resident=model.preload or server.keep_alive == "forever",
         )
+
+
+def _files(name: str, model: OllamaModel) -> tuple[str, ...]:
+    """Return the keys under which a model's weights may be on the disk, the one they are shared by first."""
+    own = ModelName.parse(name)
+    shared = ModelName.parse(model.base) if model.base else own
+    keys = (shared.key, shared.base.key, own.key)
+    return (str(model.gguf), own.key) if model.gguf else tuple(dict.fromkeys(keys))
 
 
 def profile_of(name: str, model: OllamaModel, models: OllamaModelsSettings) -> Profile:
@@ -104,7 +114,7 @@ def read_hardware(server: OllamaSettings, room: Room, pci: PciInventory, nvml: N
     Raises:
         HardwareError: its GPUs cannot be planned with.
     """
-    devices = ()
+    devices: tuple[Device, ...] = ()
     if server.accelerator == "nvidia":
         devices = found(pci, nvml, count=server.gpu_count, ids=server.gpu_device_ids)
     return Hardware(
