@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, ConnectorArguments, pop_global_arguments
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError, PyinfraError
@@ -82,6 +82,17 @@ def connection(host: Host) -> Iterator[None]:
             client.close()
 
 
+def how_to_run(host: Host, **arguments: Any) -> ConnectorArguments:
+    """Return what a connector is told about running a command: sudo, its user and password, from the host's data.
+
+    Args:
+        host: a host of an initialised inventory.
+        arguments: pyinfra's global arguments that win over the host's data, such as ``_timeout``.
+    """
+    settings, _ = pop_global_arguments(host.state, host, arguments)
+    return cast("ConnectorArguments", {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS})
+
+
 def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **arguments: Any) -> T:
     """Read a fact of a connected host.
 
@@ -99,10 +110,9 @@ def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **a
         HostError: its command failed or took too long.
     """
     reader = fact()
-    settings, _ = pop_global_arguments(host.state, host, {"_timeout": timeout_seconds})
-    connector = {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS}
+    how = how_to_run(host, _timeout=timeout_seconds)
     try:
-        done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **connector)
+        done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **how)
     except TimeoutError as error:
         raise HostError(f"{fact.__name__}: no answer within {timeout_seconds} s") from error
     except Exception as error:  # whatever the connection broke with, this host has not answered
