@@ -110,13 +110,30 @@ def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **a
         HostError: its command failed or took too long.
     """
     reader = fact()
-    how = how_to_run(host, _timeout=timeout_seconds)
+    command = reader.command(**arguments)
+    output = run(host, command, what=fact.__name__, timeout_seconds=timeout_seconds)
+    return reader.process(output) if output else reader.default()
+
+
+def run(host: Host, command: str | StringCommand, *, what: str, timeout_seconds: int = 120) -> list[str]:
+    """Run a command on a connected host, and return the lines of its output.
+
+    Args:
+        host: a connected host.
+        command: for the shell; as root, where the host's data says so.
+        what: what to call it in an error.
+        timeout_seconds: see :func:`read`.
+
+    Raises:
+        HostError: it failed or took too long.
+    """
     try:
-        done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **how)
+        done, output = host.run_shell_command(StringCommand(command), **how_to_run(host, _timeout=timeout_seconds))
     except TimeoutError as error:
-        raise HostError(f"{fact.__name__}: no answer within {timeout_seconds} s") from error
+        raise HostError(f"{what}: no answer within {timeout_seconds} s") from error
     except Exception as error:  # whatever the connection broke with, this host has not answered
-        raise HostError(f"{fact.__name__}: {str(error) or type(error).__name__}") from error
+        raise HostError(f"{what}: {str(error) or type(error).__name__}") from error
     if not done:
-        raise HostError(f"{fact.__name__}: {output.stderr.strip() or 'the command failed and said nothing'}")
-    return reader.process(output.stdout_lines) if output.stdout_lines else reader.default()
+        raise HostError(f"{what}: {output.stderr.strip() or 'the command failed and said nothing'}")
+    lines: list[str] = output.stdout_lines
+    return lines
