@@ -18,7 +18,7 @@ from gpurack.rollout.trial import Verdict
 
 @click.command()
 @click.argument("inventory")
-@click.argument("deploys", default="deploys/")
+@click.argument("deploys", nargs=-1)
 @click.option("--canary", multiple=True, help="Host that goes first; default: the group `canary`, or the first host.")
 @click.option("--limit", multiple=True, help="Only these hosts; may be repeated.")
 @click.option("--serial", default=1, show_default=True, type=click.IntRange(1), help="Hosts at a time after it.")
@@ -27,7 +27,7 @@ from gpurack.rollout.trial import Verdict
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rollout(
     inventory: str,
-    deploys: str,
+    deploys: tuple[str, ...],
     canary: tuple[str, ...],
     limit: tuple[str, ...],
     serial: int,
@@ -37,6 +37,8 @@ def rollout(
     yes: bool,
 ) -> None:
     """Deploy INVENTORY in stages: a canary first, then the others, each tried before the next.
+
+    DEPLOYS are what pyinfra is given after the inventory; without any, deploys/.
 
     On each host the declared models are asked; first-token time and speed are compared with the limits in
     ollama_models.acceptance, and the controls with what they said before. A stage that does not hold ends the roll-out,
@@ -61,7 +63,9 @@ def rollout(
     for stage in stages:
         console.print(f"{stage.title}: {', '.join(stage.hosts)}", markup=False, highlight=False)
     _confirm("Begin?", yes=yes)
-    verdicts = list(roll_out(loaded, inventory, deploys, stages, lambda line: console.rule(line, align="left")))
+    verdicts = list(
+        roll_out(loaded, inventory, deploys or ("deploys/",), stages, lambda line: console.rule(line, align="left"))
+    )
     show(verdicts, console)
     left = [name for stage in stages for name in stage.hosts if name not in {item.host for item in verdicts}]
     holds = all(item.holds for item in verdicts) and not left

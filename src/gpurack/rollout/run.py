@@ -85,7 +85,9 @@ def stages_of(
     return [Stage("canary", tuple(first)), *(Stage(f"stage {n}", hosts) for n, hosts in enumerate(later, start=2))]
 
 
-def roll_out(inventory: Inventory, path: str, deploys: str, stages: Sequence[Stage], tell: Tell) -> Iterator[Verdict]:
+def roll_out(
+    inventory: Inventory, path: str, deploys: Sequence[str], stages: Sequence[Stage], tell: Tell
+) -> Iterator[Verdict]:
     """Carry a roll-out through, yielding what became of each host; it ends with the first stage that does not hold.
 
     Args:
@@ -106,7 +108,7 @@ def roll_out(inventory: Inventory, path: str, deploys: str, stages: Sequence[Sta
             _on_hosts(inventory, [name for name, found in ready.items() if found.taken], _drop)
             yield from (Verdict(name, failures=(found.error,)) for name, found in ready.items() if found.error)
             return
-        tell(f"{stage.title}: {names}: pyinfra {path} {deploys}")
+        tell(f"{stage.title}: {names}: pyinfra {path} {' '.join(deploys)}")
         code = deploy(path, deploys, stage.hosts)
         tell(f"{stage.title}: {names}: asking the models")
         verdicts = _tried(inventory, stage, ready, code)
@@ -145,11 +147,11 @@ def put_back(inventory: Inventory, hosts: Sequence[str]) -> dict[str, str]:
     return _on_hosts(inventory, hosts, back)
 
 
-def deploy(path: str, deploys: str, hosts: Sequence[str]) -> int:
+def deploy(path: str, deploys: Sequence[str], hosts: Sequence[str]) -> int:
     """Run the literal command on some hosts, its output as it comes; return its exit code."""
     program = Path(sys.executable).with_name("pyinfra")
     limits = [argument for name in hosts for argument in ("--limit", name)]
-    return subprocess.run([str(program), path, deploys, "-y", *limits], check=False).returncode
+    return subprocess.run([str(program), path, *deploys, "-y", *limits], check=False).returncode
 
 
 def models_dir(host: Host) -> str:

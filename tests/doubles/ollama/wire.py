@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 
 VERSION = os.environ.get("OLLAMA_DOUBLE_VERSION", "0.0.0")
+SLOW = float(os.environ.get("OLLAMA_DOUBLE_SLOW", "0"))
+"""Seconds from a question to the first token, beside what it takes: a server that got slower."""
 
 
 def now():
@@ -32,6 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def begin_stream(self, kind="application/x-ndjson"):
         """Begin an answer whose end is not known."""
+        time.sleep(SLOW)
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
