@@ -150,16 +150,17 @@ def _write_archive(layer: Path, target: Path, image: DoubleImage) -> Path:
     """Write an OCI layout that is a ``docker save`` archive too, as Docker 25 and later write it."""
     name = f"{image.repository}:{image.version}"
     diff_id = _digest(layer.read_bytes())
+    started_with: dict[str, Any] = {
+        **image.config,
+        "Env": [PATH, *image.config.get("Env", [])],
+        "Labels": {"org.gpurack.double": "true"},
+    }
     config = _encode(
         {
             "architecture": "amd64",
             "os": "linux",
             "created": "2025-01-01T00:00:00Z",
-            "config": {
-                **image.config,
-                "Env": [PATH, *image.config.get("Env", [])],
-                "Labels": {"org.gpurack.double": "true"},
-            },
+            "config": started_with,
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             "history": [{"created": "2025-01-01T00:00:00Z", "created_by": "gpurack test double"}],
         }
