@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gpurack.ollama.names import ModelName
+from gpurack.rollout.acceptance import Acceptance
 from gpurack.settings import Location, RoleSettings
 
 
@@ -106,6 +107,8 @@ class OllamaModel(BaseModel):
         None, description="How long it stays in memory after preloading; empty: forever"
     )
 
+    acceptance: Acceptance | None = Field(None, description="Limits of its own for a roll-out; empty: the role's")
+
     @field_validator("base")
     @classmethod
     def _name(cls, value: str | None) -> str | None:
@@ -168,6 +171,10 @@ class OllamaModelsSettings(RoleSettings):
     )
     capacity: Literal["enforce", "warn"] = Field(
         "enforce", description="Whether a model that does not fit the host's memory stops the host"
+    )
+    acceptance: Acceptance = Field(
+        default_factory=lambda: Acceptance.model_validate({}),
+        description="What a model's answers must hold for a roll-out to go on (`gpurack rollout`)",
     )
     insecure_registries: tuple[Registry, ...] = Field(
         (), description="Registries that are spoken to over plain HTTP, such as `registry.example.org:5000`"
