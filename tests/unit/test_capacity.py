@@ -234,6 +234,8 @@ def test_a_host_without_gpus_is_told_what_it_needs() -> None:
     assert found.verdict is Verdict.FITS_WITH and found.changes[0].startswith("1 x 8 GB in the host")
     assert found.reasons == ("there is no GPU for it",)
     assert verdicts(replace(none, server=Server(accelerator="cpu"))) == [Verdict.FITS]
+    # A model that is to be on the CPU misses no GPU.
+    assert verdicts(on(host(), model("deepseek-r1:7b", num_gpu=0))) == [Verdict.FITS]
     [short] = plan("h", on(host(ram=16), model("deepseek-r1:70b"), accelerator="cpu")).models
     assert "64 GiB of memory in the host" in short.changes and not any("GPU" in change for change in short.changes)
 
@@ -363,6 +365,8 @@ def test_gpus_are_read_from_the_driver_or_their_names() -> None:
     with pytest.raises(HardwareError, match="GPU 0 does not answer: GPU is lost"):
         lost = NvmlReport(source="nvml", gpus=(Gpu(index=0, error="GPU is lost"),))
         found(PciInventory(cards=(RTX,)), lost, count="all", ids=())
+    with pytest.raises(HardwareError, match="does not tell the memory of GPU 0"):
+        found(PciInventory(), NvmlReport(source="nvml", gpus=(Gpu(index=0),)), count="all", ids=())
     with pytest.raises(HardwareError, match="cannot be told apart"):
         found(PciInventory(cards=(A100,)), NvmlReport(), count="all", ids=("GPU-1",))
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpurack.capacity.architecture import Architecture, parameter_count, tensors, weights
+from gpurack.capacity.architecture import ARCHITECTURES, Architecture, parameter_count, tensors, weights
 from gpurack.capacity.catalogue import Profile, UnknownModelError, catalogue, find
 from gpurack.capacity.gguf_file import GgufError, read
 from gpurack.capacity.memory import MIB, cache_bytes, graph_bytes, load, running
-from gpurack.capacity.quants import BLOCKS, FILE_TYPES, size
+from gpurack.capacity.quants import BLOCKS, FILE_TYPES, size, type_of
 
 DEEPSEEK = ("1.5b", "7b", "8b", "14b", "32b", "70b", "671b")
 
@@ -189,6 +189,81 @@ def test_a_file_says_what_it_is_made_of(tmp_path: Path) -> None:
     assert load(found, running(model, context=512, parallel=1)).cache == 2 * 2 * 2 * 16 * 512 * 2
     # What Ollama will quantise it to is computed.
     assert read(tmp_path / "tiny.gguf", "tiny:2", quantise="Q8_0").weights == weights(model, "Q8_0")
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "gemma2": {"tied": True, "sliding_window": 512, "global_every": 2},
+    "gemma3": {"tied": True, "sliding_window": 512, "global_every": 6},
+    "qwen3moe": {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 96},
+    "deepseek2": {
+        "head_count_kv": 4,
+        "key_length": 24,
+        "value_length": 16,
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 96,
+        "expert_shared_count": 1,
+        "leading_dense_block_count": 1,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "rope_length": 8,
+    },
+    "bert": {"head_count_kv": 4, "positions": 256},
+    "nomic-bert": {"head_count_kv": 4},
+}
+
+
+def whole_model(path: Path, model: Architecture) -> Path:
+    """Write a model's GGUF file with the metadata that llama.cpp's converter writes."""
+    writer, name = gguf.GGUFWriter(path, model.architecture), model.architecture
+    compressed = model.compressed_cache
+    figures = {
+        "block_count": model.block_count,
+        "context_length": model.context_length,
+        "embedding_length": model.embedding_length,
+        "feed_forward_length": model.feed_forward_length,
+        "attention.head_count": model.head_count,
+        "attention.head_count_kv": 1 if compressed else model.head_count_kv,
+        "attention.key_length": model.kv_lora_rank + model.rope_length if compressed else model.key_length,
+        "attention.value_length": model.kv_lora_rank if compressed else model.value_length,
+        "attention.key_length_mla": model.key_length if compressed else 0,
+        "attention.value_length_mla": model.value_length if compressed else 0,
+        "attention.sliding_window": model.sliding_window,
+        "attention.q_lora_rank": model.q_lora_rank,
+        "attention.kv_lora_rank": model.kv_lora_rank,
+        "rope.dimension_count": model.rope_length or model.key_length,
+        "expert_count": model.expert_count,
+        "expert_used_count": model.expert_used_count,
+        "expert_feed_forward_length": model.expert_feed_forward_length,
+        "expert_shared_count": model.expert_shared_count,
+        "leading_dense_block_count": model.leading_dense_block_count,
+    }
+    for key, value in figures.items():
+        if value:
+            writer.add_uint32(f"{name}.{key}", value)
+    writer.add_token_list([f"t{number}" for number in range(model.vocabulary)])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    for tensor in tensors(model):
+        prefix = "" if tensor.layer is None else f"blk.{tensor.layer}."
+        kind = np.float16 if type_of(tensor, "F16", model.mixing) == "F16" else np.float32
+        writer.add_tensor(f"{prefix}{tensor.name}.weight", np.zeros(tuple(reversed(tensor.shape)), kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(("name", "compressed"), [*((name, False) for name in ARCHITECTURES), ("deepseek2", True)])
+def test_every_architecture_is_read_as_it_was_written(tmp_path: Path, name: str, compressed: bool) -> None:
+    figures: dict[str, Any] = {**DIMENSIONS, "key_length": 16, "value_length": 16, "vocabulary": 96}
+    figures |= {"block_count": 7, "context_length": 4096, "architecture": name, **SMALL.get(name, {})}
+    model = Architecture.model_validate({**figures, "compressed_cache": compressed})
+    found = read(whole_model(tmp_path / "model.gguf", model), "model")
+    assert found.architecture == model
+    assert found.weights == weights(model, "F16")
+    run = running(model, context=4096, parallel=2)
+    assert load(found, run).cache == sum(cache_bytes(model, layer, run) for layer in range(7))
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:

@@ -146,13 +146,19 @@ def _by_driver(gpus: Sequence[Gpu]) -> dict[str, Device]:
             raise HardwareError(f"GPU {gpu.index} does not answer: {gpu.error}; see `gpurack doctor`")
         if gpu.mig_enabled:
             for number, mig in enumerate(gpu.mig):
-                device = Device(name=f"{gpu.name} {mig.profile}", memory_bytes=mig.memory_bytes or 0)
+                device = Device(name=f"{gpu.name} {mig.profile}", memory_bytes=_told(mig.memory_bytes, gpu))
                 named |= {f"{gpu.index}:{number}": device, mig.uuid: device}
             continue
         others = sum(process.memory_bytes or 0 for process in gpu.processes if not _is_ollama(process.name))
-        device = Device(name=gpu.name, memory_bytes=gpu.memory_total_bytes or 0, taken_bytes=others)
+        device = Device(name=gpu.name, memory_bytes=_told(gpu.memory_total_bytes, gpu), taken_bytes=others)
         named |= {str(gpu.index): device, gpu.uuid: device}
     return named
+
+
+def _told(memory: int | None, gpu: Gpu) -> int:
+    if not memory:
+        raise HardwareError(f"the driver does not tell the memory of GPU {gpu.index}; declare capacity.hardware")
+    return memory
 
 
 def _is_ollama(process: str) -> bool:

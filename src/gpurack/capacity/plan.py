@@ -189,7 +189,7 @@ def _one(
     layers = None if wanted.num_gpu is None or wanted.num_gpu < 0 else wanted.num_gpu
     placement = place(load, free, spread=situation.server.spread, wanted=layers)
     reasons = []
-    if situation.on_gpu and not free:
+    if situation.on_gpu and not free and layers != 0:
         reasons.append("there is no GPU for it")
     # Where num_gpu is declared, what it leaves to the CPU is meant to be there.
     meant = 0 if layers is None else max(0, len(load.pieces) - layers)
