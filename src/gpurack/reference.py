@@ -45,9 +45,10 @@ def _nested(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
         yield annotation, ""
         return
     listed = get_origin(annotation) in (list, tuple, set, frozenset)
+    named = get_origin(annotation) is dict
     for argument in get_args(annotation):
         for model, suffix in _nested(argument):
-            yield model, f"[]{suffix}" if listed else suffix
+            yield model, f"[]{suffix}" if listed else f".<name>{suffix}" if named else suffix
 
 
 def _type(annotation: Any) -> str:

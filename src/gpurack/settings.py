@@ -158,6 +158,16 @@ def settings_for(host: Host, model: type[S]) -> S:
     return model.model_validate(merge(layers_of(host), role).values)
 
 
+def settings_of(host: Host, role: str) -> Any:
+    """Return a host's settings of a role by its name: for this package, which does not import the roles.
+
+    Raises:
+        KeyError: no role of that name.
+        pydantic.ValidationError: see :func:`settings_for`.
+    """
+    return settings_for(host, role_models()[role])
+
+
 def enabled_roles(host: Host) -> Iterator[tuple[str, RoleSettings]]:
     """Yield the name and settings of every role that is enabled for a host."""
     for role, model in role_models().items():
