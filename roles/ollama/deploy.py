@@ -37,12 +37,7 @@ def ollama(settings: OllamaSettings) -> None:
         group="root",
         mode="755",
     )
-    if settings.image_archive:
-        docker.image_from_archive(
-            name="Load the image from its archive",
-            reference=settings.reference,
-            archive=settings.image_archive,
-        )
+    docker.image(settings.images, "ollama")
     compose.project(
         name="Run the project",
         project="ollama",
