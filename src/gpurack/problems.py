@@ -19,6 +19,7 @@ from pyinfra.connectors.ssh import ConnectorData
 from gpurack.catalogue import CatalogueError, catalogue
 from gpurack.images import ImageSource
 from gpurack.names import nearest
+from gpurack.secrets import Secret, SecretError, within
 from gpurack.settings import (
     SHARED_BLOCKS,
     Layer,
@@ -105,7 +106,12 @@ def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
                 yield _from_pydantic(error, role, model, merged, path)
         else:
             if settings.enabled:
-                for location, message in (*_image_problems(settings), *settings.problems_on(host.name, data)):
+                found = (
+                    *_secrets_not_had(settings),
+                    *_image_problems(settings),
+                    *settings.problems_on(host.name, data),
+                )
+                for location, message in found:
                     layer = merged.origin(location) or layers[-2]
                     given = _value_at(merged.values, location)
                     value = "" if given is None else masked(location, given, model)
@@ -121,6 +127,14 @@ def _image_problems(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
         except CatalogueError as error:
             if "no image" in str(error):  # anything else is said once, of the file
                 yield ("images",), f"the role needs an image that is not in the catalogue: {error}"
+
+
+def _secrets_not_had(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
+    for location, secret in within(settings):
+        try:
+            secret.reveal()
+        except SecretError as error:
+            yield location, str(error)
 
 
 def _unknown_names(layer: Layer, path: Path) -> Iterator[Problem]:
@@ -233,7 +247,7 @@ def _annotation_is_secret(model: type[BaseModel] | None, location: Location) -> 
         if current is None or not isinstance(part, str) or part not in current.model_fields:
             continue
         annotation = current.model_fields[part].annotation
-        if any(kind.__name__ in str(annotation) for kind in (SecretStr, SecretBytes)):
+        if any(kind.__name__ in str(annotation) for kind in (SecretStr, SecretBytes, Secret)):
             return True
         current = next(_models_in(annotation), None)
     return False
@@ -243,7 +257,7 @@ def masked(location: Location, value: Any, model: type[BaseModel] | None = None)
     """Return a value for a message: secrets as asterisks, mappings by their keys, long values shortened."""
     if any(isinstance(part, str) and SECRET_NAME.search(part) for part in location):
         return "********"
-    if _annotation_is_secret(model, location) or isinstance(value, SecretStr | SecretBytes):
+    if _annotation_is_secret(model, location) or isinstance(value, SecretStr | SecretBytes | Secret):
         return "********"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: ..." for key in value) + "}"

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from gpurack.secrets import Secret
 from gpurack.settings import SHARED_BLOCKS, role_models, shared_blocks
 
 HEADER = """\
@@ -86,7 +87,14 @@ def _type(annotation: Any) -> str:
         return "duration"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "dictionary"
-    names = {"str": "text", "int": "whole number", "bool": "true or false", "float": "number", "SecretStr": "secret"}
+    names = {
+        "str": "text",
+        "int": "whole number",
+        "bool": "true or false",
+        "float": "number",
+        "SecretStr": "secret",
+        "Secret": "secret",
+    }
     name = getattr(annotation, "__name__", str(annotation))
     return names.get(name, name)
 
@@ -99,6 +107,8 @@ def _default(field: FieldInfo) -> str:
         return f"`{value}`"
     if isinstance(value, BaseModel):
         return "see below"
+    if isinstance(value, Secret):
+        return _cell(f"`{value.reference}`")
     if isinstance(value, Enum):
         value = value.value
     if value == {}:

@@ -16,6 +16,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from gpurack.catalogue import Image
 from gpurack.images import Credential, ImageSource
+from gpurack.secrets import SecretError
 
 MANIFESTS = ", ".join(
     (
@@ -125,7 +126,10 @@ class Registry:
     def _basic(self) -> dict[str, str]:
         if self.credential is None:
             return {}
-        pair = f"{self.credential.username}:{self.credential.password.get_secret_value()}"
+        try:
+            pair = f"{self.credential.username}:{self.credential.password.reveal()}"
+        except SecretError as error:
+            raise RegistryError(f"images.credentials.{self.name}: {error}") from None
         return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
     def _send(self, method: str, url: str, headers: Mapping[str, str]) -> HTTPResponse:

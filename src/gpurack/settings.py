@@ -2,8 +2,8 @@
 
 Every role has one pydantic model in ``roles/<role>/settings.py``. A value is looked for in the host's own data, then
 in its groups' data, then in the data of ``all``, then in the model's defaults; mappings are merged field by field,
-everything else is replaced as a whole. A shared block (``images``) is written once for all roles: a role's field of
-that name starts from it.
+everything else, and a reference to a secret, is replaced as a whole. A shared block (``images``) is written once for
+all roles: a role's field of that name starts from it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gpurack.images import ImageSource
+from gpurack.secrets.secret import is_reference
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -181,7 +182,7 @@ def _overlay(
         here = (*at, key)
         if isinstance(value, Mapping):
             below = target.get(key)
-            if not isinstance(below, dict):
+            if not isinstance(below, dict) or (is_reference(below) and is_reference(value)):
                 below = target[key] = {}
             _overlay(below, value, layer, here, origins)
         else:
@@ -199,6 +200,16 @@ def settings_for(host: Host, model: type[S]) -> S:
     """
     role = model.__module__.split(".")[-2]
     return model.model_validate(merge(layers_of(host), role, model).values)
+
+
+def settings_of(host: Host, role: str) -> Any:
+    """Return a host's settings of a role by its name: for this package, which does not import the roles.
+
+    Raises:
+        KeyError: no role of that name.
+        pydantic.ValidationError: see :func:`settings_for`.
+    """
+    return settings_for(host, role_models()[role])
 
 
 def enabled_roles(host: Host) -> Iterator[tuple[str, RoleSettings]]:

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from pydantic import SecretStr
 
 from gpurack.catalogue import catalogue
 from gpurack.images import Credential, ImageSource
 from gpurack.images_cli import images
 from gpurack.registry import Registry, RegistryError, digest_of
+from gpurack.secrets import Secret
 
 ROOT = Path(__file__).parents[2]
 DOUBLE = ROOT / "tests/doubles/container-registry/registry.py"
 DIGEST = "sha256:" + "d" * 64
-PULLER = Credential(username="puller", password=SecretStr("hunter2"))
+PULLER = Credential(username="puller", password=Secret("env", "GPURACK_TEST_RIGHT"))
+OTHER = Credential(username="x", password=Secret("env", "GPURACK_TEST_WRONG"))
 SERVED = {"manifests": {"ollama/ollama:1": "{}"}, "digest_header": DIGEST}
 
 
@@ -43,6 +44,13 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(autouse=True)
+def passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that the logins name."""
+    monkeypatch.setenv("GPURACK_TEST_RIGHT", "hunter2")
+    monkeypatch.setenv("GPURACK_TEST_WRONG", "y")
 
 
 @pytest.fixture
@@ -73,7 +81,7 @@ def test_login(serving: Callable[..., str], auth: str) -> None:
     name = serving(**SERVED, auth=auth, user="puller", password="hunter2")
     assert Registry(name, PULLER).digest("ollama/ollama", "1") == DIGEST
     with pytest.raises(RegistryError, match=r"refuses the login in images.credentials"):
-        Registry(name, Credential(username="x", password=SecretStr("y"))).digest("ollama/ollama", "1")
+        Registry(name, OTHER).digest("ollama/ollama", "1")
     with pytest.raises(RegistryError, match=r"asks for a login.*images.credentials"):
         Registry(name).digest("ollama/ollama", "1")
 

@@ -1,183 +1,67 @@
-"""Image archive of the Ollama double for test hosts, built without a container engine.
+"""Image archives of the Ollama double for test hosts, built without a container engine: without models, and with
+llama.cpp's server, which pulls, makes and runs them for real.
 
 See ``tests/doubles/ollama/README.md`` for what the double answers and what it does not prove.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import io
-import json
-import os
-import subprocess
-import tarfile
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from gpurack.lab.double_image import DOUBLES, PYTHON, DoubleImage, ImageFile
 
 REPOSITORY = "ollama/ollama"
 VERSION = "0.32.15"
 """The Ollama release whose name and API version the double bears; the ollama role's default."""
 
 MODEL = "gpurack-double"
-"""The one model name the double answers to."""
+"""The one model name the double without an engine answers to."""
 
-CACHE = Path("/var/cache/gpurack-lab")
-SOURCE = Path(__file__).resolve().parents[3] / "tests" / "doubles" / "ollama" / "ollama.py"
-SUITE = "trixie"
-EPOCH = 1735689600  # 2025-01-01: fixed times make the same recipe the same image
-PACKAGES = ("base-files", "python3-minimal", "libpython3.13-stdlib")
-# What a running server never reads; leaving it out halves the image.
-UNNEEDED = (
-    "./usr/share/doc",
-    "./usr/share/man",
-    "./usr/share/locale",
-    "./usr/share/info",
-    "./usr/share/lintian",
-    "./usr/share/bash-completion",
-    "./usr/share/perl5",
-    "./usr/lib/x86_64-linux-gnu/perl-base",
-    "./usr/lib/x86_64-linux-gnu/gconv",
-    "./var/cache",
-    "./var/lib/apt",
-    "./var/lib/dpkg",
-    "./dev",
+PROGRAM = "/usr/lib/ollama-double"
+ENGINE_SUITE = "sid"  # the one suite with llama.cpp
+ENGINE_PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib", "llama.cpp")
+# Programs nobody starts, and the engine's code for other processors than the two commonest kinds.
+ENGINE_WITHOUT = (
+    r"\./usr/bin/llama-(bench|cli|completion)|\./usr/libexec/.*|.*/libggml-cpu-(?!x64|haswell).*|.*/pydoc_data/.*"
 )
+# Waits between two attempts of a download are a twentieth of Ollama's.
+ENGINE_ENVIRONMENT = {"OLLAMA_DOUBLE_ENGINE": "1", "OLLAMA_DOUBLE_PATIENCE": "0.05"}
 
 
-def archive(version: str = VERSION) -> Path:
+def archive(version: str = VERSION, *, engine: bool = False, environment: Mapping[str, str] | None = None) -> Path:
     """Return the archive of the double tagged ``ollama/ollama:<version>``, building it if it is not cached.
 
     Args:
         version: the tag, and the version ``/api/version`` gives.
+        engine: with llama.cpp: models are pulled, made and run. Without, it answers for :data:`MODEL` alone.
+        environment: further variables of the server, such as the faults in the double's README.
 
     Raises:
         RuntimeError: mmdebstrap is missing or failed; the message holds its last lines.
     """
-    recipe = hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes() + version.encode()).hexdigest()[:12]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    target = CACHE / f"ollama-double-{version}-{recipe}.tar"
-    with (CACHE / "ollama-double.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            with TemporaryDirectory(dir=CACHE, prefix="ollama-double-") as folder:
-                built = _build(Path(folder), version)
-                built.replace(target)
-    return target
-
-
-def _build(folder: Path, version: str) -> Path:
-    root = folder / "root.tar"
-    command = ["mmdebstrap", "--variant=extract", f"--include={','.join(PACKAGES)}", SUITE, str(root)]
-    try:
-        made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-    except FileNotFoundError:
-        raise RuntimeError("mmdebstrap is not installed: apt-get install mmdebstrap") from None
-    if made.returncode:
-        raise RuntimeError("mmdebstrap failed:\n" + "\n".join(made.stderr.splitlines()[-5:]))
-    layer = folder / "layer.tar"
-    _write_layer(root, layer)
-    return _write_archive(layer, folder / "archive.tar", version)
-
-
-def _write_layer(root: Path, layer: Path) -> None:
-    with tarfile.open(root) as source, tarfile.open(layer, "w") as out:
-        for member in source:
-            if any(member.name == path or member.name.startswith(path + "/") for path in UNNEEDED):
-                continue
-            member.mtime = EPOCH
-            out.addfile(member, source.extractfile(member) if member.isfile() else None)
-        # Left out above with its device nodes; the engine mounts its own there.
-        folder = tarfile.TarInfo("./dev")
-        folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, EPOCH
-        out.addfile(folder)
-        program = tarfile.TarInfo("./usr/bin/ollama")
-        program.mode, program.mtime, program.size = 0o755, EPOCH, SOURCE.stat().st_size
-        out.addfile(program, io.BytesIO(SOURCE.read_bytes()))
-
-
-def _write_archive(layer: Path, target: Path, version: str) -> Path:
-    """Write an OCI layout that is a ``docker save`` archive too, as Docker 25 and later write it."""
-    name = f"{REPOSITORY}:{version}"
-    diff_id = _digest(layer.read_bytes())
-    config = _encode(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "created": "2025-01-01T00:00:00Z",
-            "config": {
-                "Entrypoint": ["/bin/ollama"],
-                "Cmd": ["serve"],
-                "Env": [
-                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    "OLLAMA_HOST=0.0.0.0:11434",
-                    f"OLLAMA_DOUBLE_VERSION={version}",
-                ],
-                "ExposedPorts": {"11434/tcp": {}},
-                "Labels": {"org.gpurack.double": "true"},
-            },
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-            "history": [{"created": "2025-01-01T00:00:00Z", "created_by": "gpurack test double"}],
-        }
+    variables = {
+        "OLLAMA_HOST": "0.0.0.0:11434",
+        "OLLAMA_DOUBLE_VERSION": version,
+        **(ENGINE_ENVIRONMENT if engine else {}),
+        **(environment or {}),
+    }
+    sources = sorted((DOUBLES / "ollama").glob("*.py"))
+    image = DoubleImage(
+        repository=REPOSITORY,
+        version=version,
+        files=[
+            ImageFile(PROGRAM),
+            *(ImageFile(f"{PROGRAM}/{file.name}", file.read_bytes()) for file in sources),
+            ImageFile("/usr/bin/ollama", link=f"{PROGRAM}/ollama.py"),
+        ],
+        config={
+            "Entrypoint": ["/bin/ollama"],
+            "Cmd": ["serve"],
+            "Env": [f"{name}={value}" for name, value in variables.items()],
+            "ExposedPorts": {"11434/tcp": {}},
+        },
+        packages=ENGINE_PACKAGES if engine else PYTHON,
+        **({"suite": ENGINE_SUITE, "without": ENGINE_WITHOUT} if engine else {}),
     )
-    oci = "application/vnd.oci.image"
-    manifest = _encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": f"{oci}.manifest.v1+json",
-            "config": {"mediaType": f"{oci}.config.v1+json", "digest": _digest(config), "size": len(config)},
-            "layers": [{"mediaType": f"{oci}.layer.v1.tar", "digest": diff_id, "size": layer.stat().st_size}],
-        }
-    )
-    index = _encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": f"{oci}.index.v1+json",
-            "manifests": [
-                {
-                    "mediaType": f"{oci}.manifest.v1+json",
-                    "digest": _digest(manifest),
-                    "size": len(manifest),
-                    "annotations": {
-                        "io.containerd.image.name": f"docker.io/{name}",
-                        "org.opencontainers.image.ref.name": version,
-                    },
-                }
-            ],
-        }
-    )
-    saved = _encode([{"Config": _blob(config), "RepoTags": [name], "Layers": [_blob_name(diff_id)]}])
-    with tarfile.open(target, "w") as out:
-        # The small documents first: a reader finds them without passing over the layer.
-        for path, data in (
-            ("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'),
-            ("manifest.json", saved),
-            ("index.json", index),
-            (_blob(config), config),
-            (_blob(manifest), manifest),
-        ):
-            _add(out, path, data)
-        _add(out, _blob_name(diff_id), layer.read_bytes())
-    return target
-
-
-def _add(out: tarfile.TarFile, path: str, data: bytes) -> None:
-    member = tarfile.TarInfo(path)
-    member.size, member.mode, member.mtime = len(data), 0o644, EPOCH
-    out.addfile(member, io.BytesIO(data))
-
-
-def _encode(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _blob(data: bytes) -> str:
-    return _blob_name(_digest(data))
-
-
-def _blob_name(digest: str) -> str:
-    return "blobs/sha256/" + digest.removeprefix("sha256:")
+    return image.archive()
