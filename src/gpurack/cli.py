@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gpurack import check as offline
 from gpurack import gpus
+from gpurack.bundle.cli import bundle
 from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
 from gpurack.images_cli import images
@@ -35,6 +36,7 @@ def main() -> None:
 main.add_command(lab)
 main.add_command(doctor)
 main.add_command(images)
+main.add_command(bundle)
 main.add_command(rollout)
 main.add_command(secrets)
 
