@@ -1,4 +1,4 @@
-"""A host whose only route is to the machine that manages it converges from a bundle; a bundle that was changed is named.
+"""A host whose only route is to the machine that manages it converges from a bundle; what was changed is named.
 
 The bundle is made by the real command: packages by apt from the mirrors this machine has, the image from the archive of
 Ollama's double, gpurack's own wheels by pip and uv.
@@ -45,7 +45,7 @@ def site(machine: Any, site_for: Any) -> Any:
         machine,
         {
             "base": {"ntp_pools": [], "ntp_servers": ["10.199.0.1"]},
-            "users": {"administrators": [{"name": machine.user, "keys": [key], "sudo": "nopasswd"}]},
+            "users": {"administrators": [{"name": machine.user, "ssh_keys": [key], "sudo": "nopasswd"}]},
             "sshd": {},
             "docker": {},
             "ollama": {"accelerator": "cpu", "health_interval": "PT1S", "ready_timeout": "PT40S"},
@@ -142,10 +142,10 @@ def test_tampering_is_found_and_named(site: Any, machine: Any, bundle: Path) -> 
     (bundle / "apt/trixie/pool/extra.deb").write_text("x")
     found = verify(bundle)
     assert found.returncode == 1
-    assert sorted(found.stderr.splitlines()) == [
-        "apt/trixie/pool/extra.deb: not in the manifest",
-        f"apt/trixie/pool/{engine.name}: missing",
+    assert found.stderr.splitlines() == [
         "images/ollama.tar: tampered with or damaged",
+        f"apt/trixie/pool/{engine.name}: missing",
+        "apt/trixie/pool/extra.deb: not in the manifest",
     ]
     (bundle / "apt/trixie/pool/extra.deb").unlink()
     run = site.run(*ROLES)

@@ -52,10 +52,7 @@ def fetch(wanted: Wanted, root: Path, archives: Path) -> list[Path]:
     run([*apt, "update", "-o", "APT::Update::Error-Mode=any"], "apt")
     install = [*apt, "--yes", "--no-install-recommends", "--download-only", "install", *wanted.names]
     run(install, "apt")
-    listed = run([*apt, "--yes", "--no-install-recommends", "--print-uris", "install", *wanted.names], "apt").decode()
     named = run([*apt, "--yes", "--no-install-recommends", "--simulate", "install", *wanted.names], "apt").decode()
-    if listed.strip().count("'http"):
-        raise BundleError(f"{wanted.codename}: apt has left out downloads; run again")
     files = _chosen(named, archives)
     if not files:
         raise BundleError(f"{wanted.codename}: apt has downloaded nothing for {', '.join(wanted.names)}")
