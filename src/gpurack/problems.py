@@ -106,12 +106,8 @@ def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
                 yield _from_pydantic(error, role, model, merged, path)
         else:
             if settings.enabled:
-                found = (
-                    *_secrets_not_had(settings),
-                    *_image_problems(settings),
-                    *settings.problems_on(host.name, data),
-                )
-                for location, message in found:
+                found = (*_secrets_not_had(settings), *_image_problems(settings))
+                for location, message in (*found, *settings.problems_on(host.name, data)):
                     layer = merged.origin(location) or layers[-2]
                     given = _value_at(merged.values, location)
                     value = "" if given is None else masked(location, given, model)

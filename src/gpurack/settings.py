@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gpurack.bundle.manifest import BundleError
 from gpurack.bundle.settings import BundleSettings, images_in
 from gpurack.images import ImageSource
+from gpurack.ollama.pulled import PulledModel
 from gpurack.secrets.secret import is_reference
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class RoleSettings(BaseModel):
     @property
     def image_names(self) -> tuple[str, ...]:
         """Names in ``images.toml`` of the images the role runs with these settings; for roles with ``images``."""
+        return ()
+
+    @property
+    def models_pulled(self) -> tuple[PulledModel, ...]:
+        """Models the role has from registries with these settings, for a bundle to have them."""
         return ()
 
     def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:

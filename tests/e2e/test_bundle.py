@@ -6,6 +6,8 @@ Ollama's double, gpurack's own wheels by pip and uv.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,24 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(machine: Any, site_for: Any) -> Any:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a model from a double of Ollama's registry, on this machine's loopback; return its name."""
+    folder, program = tmp_path_factory.mktemp("registry"), ROOT / "tests/doubles/registry/registry.py"
+    spec = importlib.util.spec_from_file_location("registry_double", program)
+    assert spec and spec.loader
+    double = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(double)
+    double.publish(folder, "library/tiny:1b", os.urandom(300_000))
+    command = [sys.executable, str(program), str(folder), "127.0.0.1", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield f"127.0.0.1:{process.stdout.readline().split()[1]}/library/tiny:1b"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def site(machine: Any, site_for: Any, model: str) -> Any:
     """Return a site of a host without a way out, its settings those of a small site."""
     network.isolate(machine.name)
     ask = (
@@ -49,6 +68,7 @@ def site(machine: Any, site_for: Any) -> Any:
             "sshd": {},
             "docker": {},
             "ollama": {"accelerator": "cpu", "health_interval": "PT1S", "ready_timeout": "PT40S"},
+            "ollama_models": {"models": {model: {}}},
             "images": {"archives": {"ollama": str(archive())}},
         },
     )
@@ -109,6 +129,15 @@ def test_host_without_a_way_out_converges(site: Any, machine: Any, bundle: Path)
     assert site.failing("base", machine) <= {"BASE-02"}, "the clock's servers alone may be out of reach"
     again = site.run(*ROLES)
     assert again.ok and again.changed[machine.name] == 0, again.output
+
+
+def test_models_of_the_bundle_are_in_the_server_s_store(machine: Any, bundle: Path) -> None:
+    blobs = sorted(file.name for file in (bundle / "models/blobs").iterdir())
+    check = (
+        'cd /srv/ollama/models/blobs && for f in *; do echo "${f#sha256-}  $f"; done | sha256sum --check --quiet && ls'
+    )
+    assert machine.ssh(check).stdout.split() == blobs and len(blobs) >= 3
+    assert machine.ssh("find /srv/ollama/models/manifests -type f").stdout.strip().endswith("/library/tiny/1b")
 
 
 def test_apt_on_the_host_trusts_the_bundle_s_key_alone(site: Any, machine: Any) -> None:

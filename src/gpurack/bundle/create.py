@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyinfra.api.inventory import Inventory
 
-from gpurack.bundle import packages, signing
+from gpurack.bundle import models, packages, signing
 from gpurack.bundle.manifest import (
     KEY,
     MANIFEST,
@@ -33,6 +33,7 @@ from gpurack.bundle.manifest import (
 from gpurack.bundle.packages import RELEASES, Wanted
 from gpurack.bundle.settings import BundleSettings
 from gpurack.images import ImageSource
+from gpurack.ollama.pulled import PulledModel
 from gpurack.secrets import SecretError
 from gpurack.settings import enabled_roles, layers_of, merge, settings_of
 
@@ -46,11 +47,13 @@ class Need:
     Attributes:
         packages: by release, names of Debian packages.
         images: by name in ``images.toml``, where each comes from.
-        mirrors: by release, Debian mirror and mirror of security updates; None for the distribution's own.
+        models: by key of the name, models from registries.
+        mirrors: Debian mirror and mirror of security updates; None for the distribution's own.
     """
 
     packages: dict[str, set[str]] = field(default_factory=dict)
     images: dict[str, ImageSource] = field(default_factory=dict)
+    models: dict[str, PulledModel] = field(default_factory=dict)
     mirrors: tuple[str | None, str | None] = (None, None)
 
 
@@ -72,6 +75,9 @@ def need_of(inventory: Inventory, releases: Sequence[str]) -> Need:
             for _, settings in enabled_roles(host):
                 names.update(settings.packages_for("debian", release))
         for role, settings in enabled_roles(host):
+            for model in settings.models_pulled:
+                if need.models.setdefault(model.name.key, model).digest not in (None, model.digest):
+                    raise BundleError(f"model {model.name} has another digest on {host.name} than on a host before it")
             source = getattr(settings, "images", None)
             if not isinstance(source, ImageSource):
                 continue
@@ -129,6 +135,10 @@ def create(
         images[image] = _image(image, need.images[image], bundle, work)
         say(f"image {image}: {images[image].reference}, {_mib([bundle / images[image].path])} MiB")
     _drop_others(bundle / "images", {bundle / image.path for image in images.values()})
+    for model in need.models.values():
+        size = models.fetch(model, bundle / models.FOLDER, work / "blobs")
+        say(f"model {model.name}: {size / 1024 / 1024:.0f} MiB")
+    models.drop_others(bundle / models.FOLDER, list(need.models.values()))
     if wheels:
         say(f"wheels: {_wheels(bundle / 'wheels')} files")
     with signing.signer() as key:
@@ -142,6 +152,7 @@ def create(
             inventory=name,
             releases=tuple(releases),
             images=images,
+            models=tuple(sorted(str(model.name) for model in need.models.values())),
             files=listed,
         )
         new = bundle / WORK / MANIFEST

@@ -68,6 +68,7 @@ class Manifest(BaseModel):
         inventory: what it was made for.
         releases: codenames of the releases it has packages for.
         images: container images by their name in ``images.toml``.
+        models: names of the models that come from registries, tags included.
         files: every file of the bundle but the manifest, its signature and the key, by path.
     """
 
@@ -79,6 +80,7 @@ class Manifest(BaseModel):
     inventory: str
     releases: tuple[Annotated[str, Field(pattern=r"^[a-z]+$")], ...]
     images: dict[str, BundledImage]
+    models: tuple[str, ...] = ()
     files: dict[InsidePath, Entry]
 
     @model_validator(mode="after")

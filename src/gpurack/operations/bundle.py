@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from pyinfra import host
@@ -12,9 +12,11 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.facts.files import Sha256File
 
 from gpurack.bundle import manifest
+from gpurack.bundle import models as bundled
 from gpurack.bundle.manifest import KEY, BundleError
 from gpurack.facts.bundle import FileSizes
 from gpurack.facts.packages import UPDATE_STAMP
+from gpurack.ollama.names import ModelName
 from gpurack.operations.uploads import UPLOADS
 
 ROOT = "/var/lib/gpurack/bundle"
@@ -65,6 +67,53 @@ def repository(bundle: Path, codename: str) -> Commands:
     yield f"rm -f {UPDATE_STAMP}"  # what apt knows of the old index is stale
     if stale := [path for path in found if path not in sizes]:
         yield f"cd {ROOT}/apt && rm -f -- {shlex.join(stale)}"
+
+
+@operation()
+def models(bundle: Path, names: Sequence[ModelName], directory: str) -> Commands:
+    """Bring models from a bundle into Ollama's store on the host; only blobs it does not have are uploaded.
+
+    A model's manifest goes last, so that Ollama knows it only once it is whole. Where another model is made of it under
+    its own name, it is the one kept for that which is compared.
+
+    + bundle: directory of the bundle on the control machine
+    + names: of the models
+    + directory: models_dir of the server on the host
+    """
+    store = f"{directory}/models"
+    found = host.get_fact(FileSizes, path=store)
+    uploaded: set[str] = set()
+    for name in names:
+        try:
+            path, blobs = bundled.in_bundle(bundle, name)
+        except BundleError as error:
+            raise OperationError(str(error)) from None
+        own, kept = f"manifests/{name.path}", f"manifests/{name.base.path}"
+        target = kept if kept in found else own
+        known = host.get_fact(Sha256File, path=f"{store}/{target}") if target in found else None
+        missing = [
+            digest.removeprefix("sha256:")
+            for digest, size in blobs.items()
+            if found.get(f"blobs/{digest.replace(':', '-')}") != size and digest not in uploaded
+        ]
+        if known == manifest.sha256(bundle / path) and not missing:
+            continue
+        yield (
+            f'install -d -m 755 {Path(UPLOADS).parent} && install -d -m 700 -o "${{SUDO_USER:-root}}" {UPLOADS} && '
+            f"install -d -m 755 {shlex.quote(f'{store}/blobs')} $(dirname {shlex.quote(f'{store}/{target}')})"
+        )
+        for digest in missing:
+            upload, blob = f"{UPLOADS}/blob-{digest}", shlex.quote(f"{store}/blobs/sha256-{digest}")
+            yield FileUploadCommand(str(bundle / bundled.FOLDER / f"blobs/sha256-{digest}"), upload, _sudo=False)
+            yield (
+                f"echo '{digest}  {upload}' | sha256sum --check --quiet && chown root:root {upload} && "
+                f"chmod 644 {upload} && mv {upload} {blob}.new && mv {blob}.new {blob} || {{ "
+                f"rm -f {upload} {blob}.new; "
+                f"echo '{name}: sha256-{digest} did not arrive as the bundle has it' >&2; exit 1; }}"
+            )
+            uploaded.add(f"sha256:{digest}")
+        yield FileUploadCommand(str(bundle / path), f"{UPLOADS}/model-manifest", _sudo=False)
+        yield _into_place(f"{UPLOADS}/model-manifest", f"{store}/{target}")
 
 
 def _into_place(upload: str, target: str) -> str:
