@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import json
+import socket
 import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import given
@@ -15,16 +22,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gpurack.bundle import create as making
-from gpurack.bundle import manifest, packages, signing
+from gpurack.bundle import manifest, models, packages, signing
 from gpurack.bundle.manifest import BundleError, Manifest
 from gpurack.bundle.settings import BundleSettings
 from gpurack.facts.bundle import FileSizes
 from gpurack.inventory import load
+from gpurack.ollama.names import ModelName
+from gpurack.ollama.pulled import PulledModel
 from gpurack.rendering import render
 from gpurack.settings import layers_of, settings_of
 from roles.base.settings import BaseSettings
 from roles.docker.packages import choose
 from roles.docker.settings import DockerSettings
+from roles.ollama_models.settings import OllamaModelsSettings
 
 SEGMENT = st.from_regex(r"[A-Za-z0-9_+~:@-][A-Za-z0-9._+~:@-]{0,9}", fullmatch=True)
 PATHS = st.lists(SEGMENT, min_size=1, max_size=3).map("/".join)
@@ -314,3 +324,102 @@ def test_tar_has_the_manifest_first(bundle: tuple[Path, str], tmp_path: Path) ->
 
 def test_file_sizes_of_a_host() -> None:
     assert FileSizes().process(["12 pool/a b.deb", "0 InRelease", "noise"]) == {"pool/a b.deb": 12, "InRelease": 0}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[PulledModel, Path, str]]:
+    """Serve a model from a double of Ollama's registry; return the model, the double's folder, and its address."""
+    program = Path(__file__).parents[1] / "doubles/registry/registry.py"
+    spec = importlib.util.spec_from_file_location("registry_double", program)
+    assert spec and spec.loader
+    double = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(double)
+    digest = double.publish(tmp_path / "registry", "library/tiny:1b", bytes(range(256)) * 2000)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path / "registry"), "127.0.0.1", str(port)], stdout=subprocess.DEVNULL
+    )
+    address = f"127.0.0.1:{port}"
+    for _ in range(200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.05)
+    yield PulledModel(ModelName.parse(f"{address}/library/tiny:1b"), f"sha256:{digest}"), tmp_path, address
+    process.terminate()
+    process.wait()
+
+
+def fault(address: str, **what: Any) -> None:
+    """Say what goes wrong at the double from now on."""
+    urlopen(Request(f"http://{address}/_fault", data=json.dumps(what).encode(), method="POST")).close()
+
+
+def test_a_model_is_fetched_whole_and_once(served: tuple[PulledModel, Path, str]) -> None:
+    model, folder, address = served
+    size = models.fetch(model, folder / "models", folder / "partial")
+    blobs = list((folder / "models/blobs").iterdir())
+    assert size == sum(blob.stat().st_size for blob in blobs) > 512_000
+    assert all(f"sha256-{manifest.sha256(blob)}" == blob.name for blob in blobs)
+    before = urlopen(f"http://{address}/_served").read()
+    models.fetch(model, folder / "models", folder / "partial")
+    assert urlopen(f"http://{address}/_served").read() == before
+    (folder / "models/blobs/sha256-stray").write_text("x")
+    models.drop_others(folder / "models", [model])
+    assert sorted((folder / "models/blobs").iterdir()) == sorted(blobs)
+    models.drop_others(folder / "models", [])
+    assert not list((folder / "models/blobs").iterdir())
+
+
+def test_a_cut_download_goes_on(served: tuple[PulledModel, Path, str]) -> None:
+    model, folder, address = served
+    fault(address, cut_after=60_000)
+    with pytest.raises(BundleError, match=f"cut off after {models.TRIES * 60_000} of 512000 bytes"):
+        models.fetch(model, folder / "models", folder / "partial")
+    assert not (folder / "models/manifests").exists()
+    fault(address)
+    models.fetch(model, folder / "models", folder / "partial")
+    served_bytes = int(urlopen(f"http://{address}/_served").read())
+    assert served_bytes < 512_000 + 10_000, "what had come was not asked for again"
+
+
+def test_a_corrupt_blob_is_not_kept(served: tuple[PulledModel, Path, str]) -> None:
+    model, folder, address = served
+    fault(address, corrupt=True)
+    with pytest.raises(BundleError, match="has another content than its name says"):
+        models.fetch(model, folder / "models", folder / "partial")
+    fault(address)
+    assert models.fetch(model, folder / "models", folder / "partial") > 0
+
+
+def test_another_model_than_the_pinned_one_is_refused(served: tuple[PulledModel, Path, str]) -> None:
+    model, folder, address = served
+    with pytest.raises(BundleError, match="digest pins sha256:000"):
+        models.fetch(PulledModel(model.name, "sha256:" + "0" * 64), folder / "models", folder / "partial")
+    fault(address, manifests_status=404)
+    with pytest.raises(BundleError, match="has no library/tiny:1b"):
+        models.fetch(model, folder / "models", folder / "partial")
+
+
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_no_document_makes_anything_but_an_error_of_the_model(data: bytes) -> None:
+    with pytest.raises(BundleError, match="m: not a model's manifest"):
+        models.blobs_of(data, "m")
+
+
+def test_models_that_come_from_registries() -> None:
+    digest = "sha256:" + "a" * 64
+    settings = OllamaModelsSettings.model_validate(
+        {
+            "models": {
+                "deepseek-r1:7b": {"digest": digest},
+                "chat": {"base": "deepseek-r1:7b", "system": "You are terse."},
+                "registry.example.org:5000/own/m:1": {"parameters": {"num_ctx": 4096}},
+                "gone:1": {"state": "absent"},
+            },
+            "insecure_registries": ["registry.example.org:5000"],
+        }
+    )
+    found = {str(model.name): (model.digest, model.plain) for model in settings.models_pulled}
+    assert found == {"deepseek-r1:7b": (digest, False), "registry.example.org:5000/own/m:1": (None, True)}
