@@ -17,12 +17,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gpurack.bundle import create as making
 from gpurack.bundle import manifest, models, packages, signing
+from gpurack.bundle.cli import bundle as bundle_command
 from gpurack.bundle.manifest import BundleError, Manifest
 from gpurack.bundle.settings import BundleSettings
 from gpurack.facts.bundle import FileSizes
@@ -320,6 +322,31 @@ def test_tar_has_the_manifest_first(bundle: tuple[Path, str], tmp_path: Path) ->
     assert manifest.compare(tmp_path / "again", manifest.read(tmp_path / "again")).ok
     with pytest.raises(BundleError, match="not finished"):
         making.pack(tmp_path, tmp_path / "x.tar")
+
+
+def test_tar_is_verified_without_unpacking(bundle: tuple[Path, str], tmp_path: Path) -> None:
+    folder, fingerprint = bundle
+    archive = tmp_path / "site.tar"
+    making.pack(folder, archive)
+    found = CliRunner().invoke(bundle_command, ["verify", str(archive), "--fingerprint", fingerprint])
+    assert found.exit_code == 0 and "files as they were made" in found.output, found.output
+    (folder / "images/ollama.tar").write_bytes(b"x")
+    (folder / "apt/trixie/InRelease").rename(folder / "apt/trixie/Stray")
+    making.pack(folder, archive)
+    found = CliRunner().invoke(bundle_command, ["verify", str(archive)])
+    assert found.exit_code == 1
+    assert found.stderr.splitlines() == [
+        "images/ollama.tar: tampered with or damaged",
+        "apt/trixie/InRelease: missing",
+        "apt/trixie/Stray: not in the manifest",
+    ]
+    data = archive.read_bytes()
+    archive.write_bytes(data[: len(data) // 2])
+    found = CliRunner().invoke(bundle_command, ["verify", str(archive)])
+    assert found.exit_code == 1 and str(archive) in found.stderr
+    archive.write_bytes(b"no tar at all" * 100)
+    found = CliRunner().invoke(bundle_command, ["verify", str(archive)])
+    assert found.exit_code == 1 and "is not a bundle" in found.stderr
 
 
 def test_file_sizes_of_a_host() -> None:

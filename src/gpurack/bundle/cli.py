@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -59,20 +60,25 @@ def create(
 
 
 @bundle.command("verify")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--fingerprint", help="The key it must be signed with.")
 def verify(path: Path, fingerprint: str | None) -> None:
-    """Check every file of the bundle in PATH against its signed manifest.
+    """Check every file of the bundle in PATH, a directory or a tar file, against its signed manifest.
 
     Exit code 0 when all is as it was made; 1 otherwise, with every file that was tampered with, is missing or extra.
     """
     try:
-        key = signing.check(path, fingerprint)
-        listed = manifest.read(path)
+        with TemporaryDirectory() as folder:
+            head = path
+            if path.is_file():
+                head = Path(folder)
+                manifest.unpack_head(path, head)
+            key = signing.check(head, fingerprint)
+            listed = manifest.read(head)
+        found = manifest.compare_tar(path, listed) if path.is_file() else manifest.compare(path, listed)
     except BundleError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(1)
-    found = manifest.compare(path, listed)
     for line in found.lines():
         click.secho(line, fg="red", err=True)
     if not found.ok:

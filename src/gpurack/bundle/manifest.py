@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -180,6 +181,56 @@ def compare(bundle: Path, manifest: Manifest, *, content: bool = True) -> Compar
         if path not in known and (file.is_symlink() or not file.is_dir()):
             found.extra.append(path)
     return found
+
+
+def compare_tar(archive: Path, manifest: Manifest) -> Comparison:
+    """Compare the files in a bundle's tar file with its manifest, reading it once from end to end.
+
+    Raises:
+        BundleError: it is no tar file, or was cut off.
+    """
+    found = Comparison()
+    missing = set(manifest.files)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                entry = manifest.files.get(member.name)
+                if member.name in UNLISTED:
+                    continue
+                if entry is None or not member.isfile() or member.name not in missing:
+                    found.extra.append(member.name)
+                    continue
+                missing.discard(member.name)
+                body = tar.extractfile(member)
+                assert body is not None  # noqa: S101 - a regular file has a body
+                digest = hashlib.sha256()
+                while piece := body.read(1024 * 1024):
+                    digest.update(piece)
+                if member.size != entry.size or digest.hexdigest() != entry.sha256:
+                    found.tampered.append(member.name)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise BundleError(f"{archive} cannot be read to its end: {error}") from None
+    found.missing = sorted(missing)
+    return found
+
+
+def unpack_head(archive: Path, folder: Path) -> None:
+    """Put manifest, signature and key of a bundle's tar file, which come first, into a folder.
+
+    Raises:
+        BundleError: they are not there.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            for _ in UNLISTED:
+                member = tar.next()
+                if member is None or member.name not in UNLISTED or not member.isfile():
+                    raise BundleError(f"{archive} does not begin with a bundle's manifest, signature and key")
+                body = tar.extractfile(member)
+                assert body is not None  # noqa: S101 - a regular file has a body
+                (folder / member.name).write_bytes(body.read(MAX_MANIFEST_BYTES))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise BundleError(f"{archive} is not a bundle: {error}") from None
 
 
 def entries(bundle: Path) -> dict[str, Entry]:
