@@ -140,7 +140,7 @@ def create(
         say(f"model {model.name}: {size / 1024 / 1024:.0f} MiB")
     models.drop_others(bundle / models.FOLDER, list(need.models.values()))
     if wheels:
-        say(f"wheels: {_wheels(bundle / 'wheels')} files")
+        say(f"wheels: {_wheels(work / 'wheels', bundle / 'wheels')} files")
     with signing.signer() as key:
         for release in releases:
             packages.index(bundle / "apt" / release, release, key)
@@ -194,13 +194,13 @@ def _image(name: str, source: ImageSource, bundle: Path, work: Path) -> BundledI
         if archive:
             packages.put(archive, target, link=False)
         else:
-            _pull(name, source, reference, target)
+            _pull(name, source, reference, target, work)
         stamp.write_text(json.dumps(state))
     return BundledImage(reference=reference, path=path)
 
 
-def _pull(name: str, source: ImageSource, reference: str, target: Path) -> None:
-    new = target.with_name(f".{target.name}.new")
+def _pull(name: str, source: ImageSource, reference: str, target: Path, work: Path) -> None:
+    new, auth = work / f"{target.name}.new", work / f"{target.name}.auth"  # the work folder is no part of a bundle
     target.parent.mkdir(parents=True, exist_ok=True)
     new.unlink(missing_ok=True)
     # skopeo takes a tag or a digest, not both; a digest is the stronger word.
@@ -212,7 +212,6 @@ def _pull(name: str, source: ImageSource, reference: str, target: Path) -> None:
     if source.registry(name).partition(":")[0] in ("localhost", "127.0.0.1"):
         command.append("--src-tls-verify=false")
     credential = source.credential(name)
-    auth = target.with_name(f".{target.name}.auth")
     try:
         if credential:
             from gpurack.operations.docker import login_file
@@ -228,8 +227,8 @@ def _pull(name: str, source: ImageSource, reference: str, target: Path) -> None:
     new.rename(target)
 
 
-def _wheels(folder: Path) -> int:
-    """Put wheels of gpurack and of all it depends on, as uv.lock has them, into a folder; return how many there are."""
+def _wheels(folder: Path, target: Path) -> int:
+    """Put wheels of gpurack and of all it depends on, as uv.lock has them, in place; return how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     uv = str(Path(sys.executable).with_name("uv"))
     python = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -239,7 +238,9 @@ def _wheels(folder: Path) -> int:
     signing.run([*command, "--requirement", str(folder / "requirements.txt")], "python3-pip")
     signing.run([uv, "build", "--wheel", "--quiet", "--out-dir", str(folder), "."], "uv")
     (folder / ".gitignore").unlink(missing_ok=True)
-    return len(list(folder.glob("*.whl")))
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    return len(list(target.glob("*.whl")))
 
 
 def pack(bundle: Path, archive: Path) -> None:
