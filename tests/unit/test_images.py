@@ -20,11 +20,17 @@ from gpurack.catalogue import CatalogueError, catalogue, with_digest
 from gpurack.images import ImageSource
 from gpurack.inventory import load
 from gpurack.operations.docker import login_file
-from gpurack.settings import Layer, RoleSettings, merge, settings_for
+from gpurack.settings import Layer, RoleSettings, merge, role_models, settings_for
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "0" * 64
 OLLAMA = f"ollama/ollama:{catalogue(ROOT / 'images.toml')['ollama'].tag}"
+
+
+def test_roles_run_images_of_the_catalogue() -> None:
+    known = set(catalogue(ROOT / "images.toml"))
+    for role, model in role_models().items():
+        assert set(model.model_validate({}).image_names) <= known, role
 
 
 def test_every_image_of_the_catalogue_is_pinned_and_has_a_source() -> None:
