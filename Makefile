@@ -11,8 +11,8 @@ RUN := .venv/bin/python -m
 # Test hosts: systemd-nspawn in network namespaces, root file systems by mmdebstrap. QEMU for what needs its own kernel.
 LAB_PACKAGES := mmdebstrap systemd-container debian-archive-keyring iproute2 nftables openssh-client e2fsprogs \
 	qemu-system-x86 qemu-utils
-# Doubles of NVIDIA's library, packages and repository are built by the tests.
-TEST_PACKAGES := gcc libc6-dev gpg gpg-agent
+# Doubles of NVIDIA's library, packages and repository are built by the tests; bundles are made with the last three.
+TEST_PACKAGES := gcc libc6-dev gpg gpg-agent gpgv apt-utils skopeo
 VAGRANT_PACKAGES := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon libvirt-clients dnsmasq-base \
 	ebtables dbus
 APT := DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \

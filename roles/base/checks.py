@@ -115,7 +115,13 @@ def test_sources(host: Any, settings: BaseSettings) -> None:
     file = host.file(f"/etc/apt/sources.list.d/{distribution}.sources")
     assert file.exists, f"{file.path} is missing"
     uris = re.findall(r"^URIs: (\S+)", file.content_string, re.MULTILINE)
-    for mirror in (settings.mirror, settings.security_mirror):
+    if settings.bundle.path:
+        own = "file:/var/lib/gpurack/bundle/apt"
+        assert uris == [own], f"{file.path} names {', '.join(uris)}, not the bundle"
+        asked = re.findall(r"^'([^']+)'", host.check_output("apt-get update --print-uris"), re.MULTILINE)
+        others = sorted(uri for uri in asked if not uri.startswith(f"{own}/"))
+        assert not others, f"apt asks {', '.join(others)} too, which nobody without a network reaches"
+    for mirror in (settings.mirror, settings.security_mirror) if not settings.bundle.path else ():
         assert mirror is None or mirror in uris, f"{mirror} is not among {', '.join(uris)}"
     assert file.content_string.count("Signed-By:") == len(uris), f"a source in {file.path} names no key"
     old = host.file("/etc/apt/sources.list")

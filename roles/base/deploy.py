@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from pyinfra import host
+from pyinfra.api import OperationError
 from pyinfra.api.deploy import deploy
 from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import files, server, systemd
 from pyinfra.operations.util import any_changed
 
 from gpurack.facts.debian import Platform, PlatformInfo
-from gpurack.operations import packages, sysctl
+from gpurack.operations import bundle, packages, sysctl
 from gpurack.rendering import block_options
 from roles.base.settings import BaseSettings
+
+ONLINE_SOURCES = ("docker.sources", "gpurack-compose.sources")
+"""What the docker role writes on a host with a network: apt-get update would fail on them without one."""
 
 
 @deploy("Base system")
@@ -47,6 +51,12 @@ def put(dest: str, what: str, **data: Any) -> OperationMeta:
 def package_sources(settings: BaseSettings, platform: PlatformInfo) -> None:
     """Say where packages come from; first of all that a lock is waited for."""
     put("/etc/apt/apt.conf.d/10gpurack", "Wait for apt's lock", settings=settings)
+    if settings.bundle.path:
+        if platform.distribution != "debian":
+            raise OperationError(f"a bundle has packages for Debian, and this host runs {platform.distribution}")
+        bundle.repository(name="Bring the bundle's packages", bundle=settings.bundle.path, codename=platform.codename)
+        for file in ONLINE_SOURCES:
+            files.file(name=f"Ask no other source: {file}", path=f"/etc/apt/sources.list.d/{file}", present=False)
     put(
         f"/etc/apt/sources.list.d/{platform.distribution}.sources",
         "Set package sources",

@@ -9,6 +9,7 @@ from zoneinfo import available_timezones
 
 from pydantic import Field, field_validator
 
+from gpurack.bundle.settings import BundleSettings
 from gpurack.settings import RoleSettings
 
 # One unattended upgrade of these, and containers cannot reach the GPU ("Driver/library version mismatch"), the module
@@ -45,6 +46,7 @@ PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 class BaseSettings(RoleSettings):
     """What every host needs."""
 
+    bundle: BundleSettings = Field(BundleSettings(), description="Where packages come from without a network")
     hostname: str | None = Field(
         default=None, description="Host name, short or fully qualified; none: it is left as it is."
     )
@@ -152,6 +154,11 @@ class BaseSettings(RoleSettings):
         if self.unattended_upgrades:
             own.append("unattended-upgrades")
         return own + [package for package in self.packages if package not in own]
+
+    def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:
+        """All of them, on every release."""
+        del distribution, codename
+        return tuple(self.all_packages)
 
     def sysctl_for(self, *, container: bool) -> dict[str, int | str]:
         """Return the kernel parameters that are this host's own to set: in a container only its network's."""

@@ -46,12 +46,13 @@ def choose(settings: DockerSettings, distribution: str, codename: str) -> Packag
             key_url=f"{settings.repository}/{distribution}/gpg",
         )
     if codename == "bookworm":
+        online = ("preferences.d/gpurack-compose", "sources.list.d/gpurack-compose.sources")
         return Packages(
             distribution,
             codename,
             ("docker.io", "docker-compose"),
             least_major={"docker-compose": 2},
-            apt_files=("preferences.d/gpurack-compose", "sources.list.d/gpurack-compose.sources"),
+            apt_files=() if settings.bundle.path else online,  # a bundle has the one right docker-compose
         )
     if distribution == "ubuntu":
         return Packages(distribution, codename, ("docker.io", "docker-compose-v2"))

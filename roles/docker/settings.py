@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from gpurack.bundle.settings import BundleSettings
 from gpurack.settings import MirrorUrl, RoleSettings
 
 
@@ -39,6 +40,7 @@ class AddressPool(BaseModel):
 class DockerSettings(RoleSettings):
     """Engine, Compose and the daemon's configuration."""
 
+    bundle: BundleSettings = Field(BundleSettings(), description="Where packages come from without a network")
     source: Literal["debian", "docker"] = Field(
         "debian", description="Whose packages: the distribution's, or Docker's own apt repository"
     )
@@ -75,6 +77,19 @@ class DockerSettings(RoleSettings):
                 if pool.base.overlaps(other.base):
                     raise ValueError(f"address_pools: {pool.base} overlaps {other.base}")
         return self
+
+    @model_validator(mode="after")
+    def _bundles_have_debian_s_packages(self) -> DockerSettings:
+        if self.source == "docker" and self.bundle.path and self.enabled:
+            raise ValueError("source=docker: a bundle has the distribution's packages; use source=debian with one")
+        return self
+
+    def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:
+        """What brings the engine and Compose v2; nothing of Docker's own repository, which a bundle does not have."""
+        from roles.docker.packages import choose
+
+        chosen = choose(self, distribution, codename).packages if self.source == "debian" else ()
+        return ("ca-certificates", "curl", *chosen)
 
     @property
     def log_bytes_per_container(self) -> int:

@@ -10,9 +10,11 @@ from pyinfra.operations import files
 
 from gpurack.facts.gpu import PciDevices
 from gpurack.gpu.runtime import Mode, RuntimeModeError, reservation
-from gpurack.operations import compose, docker
+from gpurack.operations import bundle, compose, docker
+from gpurack.settings import settings_for
 from roles.container_toolkit.mode import mode_of
 from roles.ollama.settings import OllamaSettings
+from roles.ollama_models.settings import OllamaModelsSettings
 
 
 @deploy("Ollama")
@@ -38,6 +40,14 @@ def ollama(settings: OllamaSettings) -> None:
         mode="755",
     )
     docker.image(settings.images, "ollama")
+    if settings.bundle.path:
+        models = settings_for(host, OllamaModelsSettings)
+        bundle.models(
+            name="Bring the bundle's models",
+            bundle=settings.bundle.path,
+            names=[model.name for model in models.models_pulled] if models.enabled else [],
+            directory=settings.models_dir,
+        )
     compose.project(
         name="Run the project",
         project="ollama",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from gpurack.bundle.settings import BundleSettings
 from gpurack.images import ImageSource
 from gpurack.settings import Location, RoleSettings
 
@@ -49,6 +50,7 @@ class OllamaSettings(RoleSettings):
     }
 
     images: ImageSource = Field(ImageSource(), description="Where the image comes from")
+    bundle: BundleSettings = Field(BundleSettings(), description="Where models come from without a network")
     accelerator: Literal["nvidia", "cpu"] = Field("nvidia", description="What models run on")
     gpu_count: Annotated[int, Field(ge=1, le=64)] | Literal["all"] = Field(
         "all", description="How many GPUs the server may use, the first ones by index"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gpurack.ollama.names import ModelName
+from gpurack.ollama.pulled import PulledModel
 from gpurack.rollout.acceptance import Acceptance
 from gpurack.settings import Location, RoleSettings
 
@@ -233,3 +234,16 @@ class OllamaModelsSettings(RoleSettings):
     def declared(self) -> dict[ModelName, OllamaModel]:
         """The models by their parsed names."""
         return {ModelName.parse(name): model for name, model in self.models.items()}
+
+    @property
+    def models_pulled(self) -> tuple[PulledModel, ...]:
+        """Those that are not made from a file, or what they are made from."""
+        found: dict[str, PulledModel] = {}
+        for name, model in self.declared.items():
+            if model.present and not model.is_file:
+                origin = ModelName.parse(model.base) if model.base else name
+                plain = origin.registry in self.insecure_registries
+                pulled = PulledModel(origin, model.digest, plain)
+                if model.digest or origin.key not in found:
+                    found[origin.key] = pulled
+        return tuple(found.values())

@@ -93,6 +93,11 @@ class UsersSettings(RoleSettings):
     )
     remove_leavers_home: bool = Field(default=False, description="Delete the home directories of leavers too.")
 
+    def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:
+        """What administrators become root with."""
+        del distribution, codename
+        return ("sudo",)
+
     @field_validator("administrators")
     @classmethod
     def _names_are_unique(cls, administrators: tuple[Administrator, ...]) -> tuple[Administrator, ...]:

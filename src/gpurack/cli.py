@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gpurack import check as offline
 from gpurack import gpus
+from gpurack.bundle.cli import bundle
 from gpurack.capacity.cli import capacity
 from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
@@ -37,6 +38,7 @@ main.add_command(lab)
 main.add_command(doctor)
 main.add_command(capacity)
 main.add_command(images)
+main.add_command(bundle)
 main.add_command(rollout)
 main.add_command(secrets)
 

@@ -110,11 +110,16 @@ def _images(manifest: list[dict[str, Any]], index: dict[str, Any] | None) -> dic
     by_tag: dict[str, set[str]] = {}
     for image in manifest:
         digest = image["Config"].removeprefix("blobs/sha256/").removesuffix(".json")
-        for tag in image.get("RepoTags") or []:
-            by_tag.setdefault(tag, set()).add(f"sha256:{digest}")
+        for tag in image.get("RepoTags") or []:  # skopeo writes them the long way too
+            by_tag.setdefault(_familiar(tag), set()).add(f"sha256:{digest}")
     for entry in (index or {}).get("manifests", []):
         name = entry.get("annotations", {}).get("io.containerd.image.name", "")
         for tag in by_tag:
-            if name.removeprefix("docker.io/").removeprefix("library/") == tag or name == tag:
+            if _familiar(name) == tag:
                 by_tag[tag].add(entry["digest"])
     return {tag: frozenset(ids) for tag, ids in by_tag.items()}
+
+
+def _familiar(name: str) -> str:
+    """Return an image's name as the engine shows it: Docker Hub goes without saying."""
+    return name.removeprefix("docker.io/").removeprefix("library/")

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from gpurack import imagearchive
 from gpurack.catalogue import CatalogueError, Digest, Image, RegistryName, Tag, catalogue
 from gpurack.names import nearest
+from gpurack.secrets import Secret
 
 Mirror = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:\d{1,5})?(/[a-z0-9._/-]+)?$")]
 Location = tuple[str | int, ...]
@@ -22,7 +23,7 @@ class Credential(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     username: str = Field(min_length=1, pattern=r"^[^:\s]+$", description="User, or name of a token")
-    password: SecretStr = Field(description="Password or token")
+    password: Secret = Field(description="Password or token")
 
 
 class Archive(BaseModel):

@@ -268,6 +268,8 @@ def file_of(layer: Layer, path: Path) -> str:
     if layer.name == "command line":
         return "command line (--data)"
     kind, _, name = layer.name.partition(" ")
+    if kind == "bundle":
+        return name
     if kind == "host" or not path.is_file():
         return str(path)
     candidates = [path.parent / "group_data" / f"{name}.py", Path("group_data") / f"{name}.py"]

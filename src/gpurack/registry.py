@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
@@ -16,6 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from gpurack.catalogue import Image
 from gpurack.images import Credential, ImageSource
+from gpurack.secrets import SecretError
 
 MANIFESTS = ", ".join(
     (
@@ -31,6 +33,7 @@ HOSTS = {"docker.io": "registry-1.docker.io"}
 LOOPBACK = frozenset({"localhost", "127.0.0.1"})
 TIMEOUT_SECONDS = 30
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -57,10 +60,12 @@ class Registry:
     Attributes:
         name: as in image references: ``docker.io``, ``registry.example.org:5000``.
         credential: login; None for none.
+        plain: speak plain HTTP.
     """
 
     name: str
     credential: Credential | None = None
+    plain: bool = False
     _authorization: dict[str, str] = field(default_factory=dict)
 
     def digest(self, repository: str, tag: str) -> str:
@@ -81,21 +86,53 @@ class Registry:
             raise RegistryError(f"{self.name}: {what}: {found!r} is no digest")
         return str(found)
 
+    def manifest(self, repository: str, tag: str) -> bytes:
+        """Return the manifest a tag stands for.
+
+        Raises:
+            RegistryError: as for :meth:`digest`.
+        """
+        with self._ask("GET", f"/v2/{repository}/manifests/{tag}", f"{repository}:{tag}") as answer:
+            return answer.read(MAX_MANIFEST_BYTES)
+
+    def blob(self, repository: str, digest: str, target: Path, size: int) -> None:
+        """Download a blob, or go on with what is there of it; whether its content is right is the caller's to see.
+
+        Raises:
+            RegistryError: as for :meth:`digest`, or the connection was cut; what has come is kept.
+        """
+        have = target.stat().st_size if target.exists() else 0
+        if have > size:
+            target.unlink()
+            have = 0
+        if have == size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        what = f"{repository}@{digest}"
+        try:
+            with self._ask("GET", f"/v2/{repository}/blobs/{digest}", what, headers) as answer:
+                _append(answer, target, on=answer.status == 206)
+        except (HTTPException, OSError) as error:
+            raise RegistryError(f"{self.name}: {what} was cut off: {error!r}") from None
+        if (have := target.stat().st_size) < size:
+            raise RegistryError(f"{self.name}: {what} was cut off after {have} of {size} bytes")
+
     def _url(self, path: str) -> str:
         host = HOSTS.get(self.name, self.name)
-        scheme = "http" if host.partition(":")[0] in LOOPBACK else "https"
+        scheme = "http" if self.plain or host.partition(":")[0] in LOOPBACK else "https"
         return f"{scheme}://{host}{path}"
 
-    def _ask(self, method: str, path: str, what: str) -> HTTPResponse:
+    def _ask(self, method: str, path: str, what: str, headers: Mapping[str, str] | None = None) -> HTTPResponse:
+        headers = {"Accept": MANIFESTS, **(headers or {})}
         try:
-            return self._send(method, self._url(path), {"Accept": MANIFESTS, **self._authorization})
+            return self._send(method, self._url(path), {**headers, **self._authorization})
         except HTTPError as error:
             if error.code != 401 or self._authorization:
                 raise RegistryError(self._explain(error, what)) from None
             challenge = error.headers.get("WWW-Authenticate", "")
         self._authorization = self._login(challenge, what)
         try:
-            return self._send(method, self._url(path), {"Accept": MANIFESTS, **self._authorization})
+            return self._send(method, self._url(path), {**headers, **self._authorization})
         except HTTPError as error:
             raise RegistryError(self._explain(error, what)) from None
 
@@ -125,7 +162,10 @@ class Registry:
     def _basic(self) -> dict[str, str]:
         if self.credential is None:
             return {}
-        pair = f"{self.credential.username}:{self.credential.password.get_secret_value()}"
+        try:
+            pair = f"{self.credential.username}:{self.credential.password.reveal()}"
+        except SecretError as error:
+            raise RegistryError(f"images.credentials.{self.name}: {error}") from None
         return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
     def _send(self, method: str, url: str, headers: Mapping[str, str]) -> HTTPResponse:
@@ -149,6 +189,12 @@ class Registry:
             wait = error.headers.get("Retry-After")
             return f"{self.name} has had too many requests; log in (images.credentials), or wait {wait or 'some hours'}"
         return f"{self.name}: {what}: HTTP {error.code} {error.reason}"
+
+
+def _append(answer: HTTPResponse, target: Path, *, on: bool) -> None:
+    with target.open("ab" if on else "wb") as file:
+        while piece := answer.read(CHUNK_BYTES):
+            file.write(piece)
 
 
 def digest_of(image: Image, source: ImageSource) -> str:

@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from gpurack.bundle.manifest import BundleError
+from gpurack.bundle.settings import BundleSettings, images_in
 from gpurack.images import ImageSource
+from gpurack.ollama.pulled import PulledModel
 from gpurack.secrets.secret import is_reference
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ MirrorUrl = Annotated[str, AfterValidator(_mirror_url)]
 """URL of a repository or a mirror of it; a slash at its end is dropped."""
 
 
-SHARED_BLOCKS: Mapping[str, type[BaseModel]] = {"images": ImageSource}
+SHARED_BLOCKS: Mapping[str, type[BaseModel]] = {"images": ImageSource, "bundle": BundleSettings}
 """Settings at an inventory's top level that several roles have as a field: name -> model."""
 
 
@@ -76,6 +79,21 @@ class RoleSettings(BaseModel):
     @property
     def image_names(self) -> tuple[str, ...]:
         """Names in ``images.toml`` of the images the role runs with these settings; for roles with ``images``."""
+        return ()
+
+    @property
+    def models_pulled(self) -> tuple[PulledModel, ...]:
+        """Models the role has from registries with these settings, for a bundle to have them."""
+        return ()
+
+    def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:
+        """Return the packages the role installs from the distribution on a release, for a bundle to have them.
+
+        Args:
+            distribution: ``debian`` or ``ubuntu``.
+            codename: of the release, such as ``trixie``.
+        """
+        del distribution, codename
         return ()
 
 
@@ -120,7 +138,21 @@ class Layer:
 
 
 def layers_of(host: Host) -> list[Layer]:
-    """Return the layers of a pyinfra host's data, weakest first (pyinfra's own order of precedence)."""
+    """Return the layers of a pyinfra host's data, weakest first (pyinfra's own order of precedence).
+
+    The images of the bundle in the settings, if there is one, come before all of them.
+    """
+    layers = _layers_of_data(host)
+    path = merge(layers, "bundle").values.get("path")
+    if isinstance(path, str | Path) and str(path):
+        try:
+            layers.insert(0, Layer(f"bundle {path}", {"images": {"archives": images_in(Path(path))}}))
+        except BundleError:
+            return layers  # reported of the block itself
+    return layers
+
+
+def _layers_of_data(host: Host) -> list[Layer]:
     inventory = host.inventory
     layers = [Layer("group all", inventory.get_data())]
     layers += [Layer(f"group {name}", inventory.get_group_data(name)) for name in host.groups if name != "all"]

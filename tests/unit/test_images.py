@@ -17,14 +17,20 @@ from pydantic import ValidationError
 
 from gpurack import problems
 from gpurack.catalogue import CatalogueError, catalogue, with_digest
-from gpurack.images import Credential, ImageSource
+from gpurack.images import ImageSource
 from gpurack.inventory import load
 from gpurack.operations.docker import login_file
-from gpurack.settings import Layer, RoleSettings, merge, settings_for
+from gpurack.settings import Layer, RoleSettings, merge, role_models, settings_for
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "0" * 64
 OLLAMA = f"ollama/ollama:{catalogue(ROOT / 'images.toml')['ollama'].tag}"
+
+
+def test_roles_run_images_of_the_catalogue() -> None:
+    known = set(catalogue(ROOT / "images.toml"))
+    for role, model in role_models().items():
+        assert set(model.model_validate({}).image_names) <= known, role
 
 
 def test_every_image_of_the_catalogue_is_pinned_and_has_a_source() -> None:
@@ -91,7 +97,7 @@ def test_an_archive_has_the_published_name_whatever_the_mirror(archive: Path) ->
     assert source.credential("valkey") is not None
 
 
-LOGIN = {"username": "puller", "password": "hunter2"}
+LOGIN = {"username": "puller", "password": {"env": "NOWHERE"}}
 
 
 @pytest.fixture
@@ -129,7 +135,7 @@ def test_archives_are_looked_into(archive: Path) -> None:
         ({"overrides": {"ollama": {"digest": "sha256:1"}}}, "match pattern"),
         ({"mirrors": {"docker.oi": "r.example.org"}}, "did you mean docker.io"),
         ({"mirrors": {"docker.io": "https://r.example.org"}}, "match pattern"),
-        ({"credentials": {"r.example.org": {"username": "a:b", "password": "x"}}}, "match pattern"),
+        ({"credentials": {"r.example.org": {"username": "a:b", "password": {"env": "X"}}}}, "match pattern"),
         ({"archives": {"ollama": "x.tar"}, "overrides": {"ollama": {"digest": DIGEST}}}, "an archive carries none"),
     ],
 )
@@ -139,11 +145,10 @@ def test_wrong_settings_are_refused_with_a_reason(values: dict[str, Any], words:
 
 
 def test_login_file_is_docker_s_own() -> None:
-    credential = Credential(username="puller", password="hunter2")  # type: ignore[arg-type]
-    assert json.loads(login_file("docker.io", credential)) == {
+    assert json.loads(login_file("docker.io", "puller", "hunter2")) == {
         "auths": {"https://index.docker.io/v1/": {"auth": "cHVsbGVyOmh1bnRlcjI="}}
     }
-    assert "registry.example.org:5000" in json.loads(login_file("registry.example.org:5000", credential))["auths"]
+    assert "registry.example.org:5000" in json.loads(login_file("registry.example.org:5000", "u", "p"))["auths"]
 
 
 class ServerSettings(RoleSettings):
@@ -208,10 +213,14 @@ def test_a_problem_of_a_role_s_own_block_is_said_of_the_role(problems_of: Callab
 
 
 def test_a_password_is_in_no_message(problems_of: Callable[..., list[str]]) -> None:
-    found = problems_of('images = {"credentials": {"r.example.org": {"username": "u", "password": ["hunter2"]}}}')
+    found = problems_of('images = {"credentials": {"r.example.org": {"username": "u", "password": "hunter2"}}}')
     assert found and "hunter2" not in "".join(found)
     found = problems_of('images = {"credentials": {"r.example.org": "hunter2"}}')
     assert found and "hunter2" not in "".join(found)
+    [line] = problems_of(
+        'images = {"credentials": {"r.example.org": {"username": "u", "password": {"file": "no-such"}}}}'
+    )
+    assert line.startswith(f"{FILE}images.credentials.r.example.org.password = ********: no-such: No such file")
 
 
 def test_a_field_of_earlier_releases_names_its_new_place(problems_of: Callable[..., list[str]]) -> None:

@@ -167,6 +167,13 @@ def test_archive_ids_of_an_oci_layout(tmp_path: Path) -> None:
     assert imagearchive.read(path).ids(REFERENCE) == {"sha256:" + "b" * 64, "sha256:" + "c" * 64}
 
 
+def test_archive_ids_of_skopeo(tmp_path: Path) -> None:
+    documents = {
+        "manifest.json": [{"Config": "c" * 64 + ".json", "RepoTags": [f"docker.io/{REFERENCE}"], "Layers": []}]
+    }
+    assert imagearchive.read(archive_at(tmp_path / "s.tar", documents)).ids(REFERENCE) == {"sha256:" + "c" * 64}
+
+
 @pytest.mark.parametrize(
     ("documents", "words"),
     [

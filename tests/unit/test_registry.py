@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,17 +17,21 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from pydantic import SecretStr
 
+from gpurack import imagearchive
+from gpurack.bundle.create import _image as bundle_image
+from gpurack.bundle.manifest import BundleError
 from gpurack.catalogue import catalogue
 from gpurack.images import Credential, ImageSource
 from gpurack.images_cli import images
 from gpurack.registry import Registry, RegistryError, digest_of
+from gpurack.secrets import Secret
 
 ROOT = Path(__file__).parents[2]
 DOUBLE = ROOT / "tests/doubles/container-registry/registry.py"
 DIGEST = "sha256:" + "d" * 64
-PULLER = Credential(username="puller", password=SecretStr("hunter2"))
+PULLER = Credential(username="puller", password=Secret("env", "GPURACK_TEST_RIGHT"))
+OTHER = Credential(username="x", password=Secret("env", "GPURACK_TEST_WRONG"))
 SERVED = {"manifests": {"ollama/ollama:1": "{}"}, "digest_header": DIGEST}
 
 
@@ -43,6 +50,13 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(autouse=True)
+def passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that the logins name."""
+    monkeypatch.setenv("GPURACK_TEST_RIGHT", "hunter2")
+    monkeypatch.setenv("GPURACK_TEST_WRONG", "y")
 
 
 @pytest.fixture
@@ -73,7 +87,7 @@ def test_login(serving: Callable[..., str], auth: str) -> None:
     name = serving(**SERVED, auth=auth, user="puller", password="hunter2")
     assert Registry(name, PULLER).digest("ollama/ollama", "1") == DIGEST
     with pytest.raises(RegistryError, match=r"refuses the login in images.credentials"):
-        Registry(name, Credential(username="x", password=SecretStr("y"))).digest("ollama/ollama", "1")
+        Registry(name, OTHER).digest("ollama/ollama", "1")
     with pytest.raises(RegistryError, match=r"asks for a login.*images.credentials"):
         Registry(name).digest("ollama/ollama", "1")
 
@@ -138,3 +152,46 @@ def test_command_pins(serving: Callable[..., str], tmp_path: Path, monkeypatch: 
     assert CliRunner().invoke(images, ["pin", "olama"]).exit_code == 2
     shown = CliRunner().invoke(images, ["show", "hosts.py"])
     assert f"{name}/ollama/ollama:{tag}@{DIGEST}" in shown.output, shown.output
+
+
+def test_skopeo_brings_an_image_into_a_bundle(serving: Callable[..., str], tmp_path: Path) -> None:
+    """The real skopeo, with the site's login: by tag, and by digest where it is known."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w"):
+        pass
+    diff = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff]}}
+    blobs = {diff: layer.getvalue(), f"sha256:{hashlib.sha256(text := json.dumps(config).encode()).hexdigest()}": text}
+    oci = "application/vnd.oci.image"
+    parts = [{"digest": digest, "size": len(data)} for digest, data in blobs.items()]
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": f"{oci}.manifest.v1+json",
+            "config": {"mediaType": f"{oci}.config.v1+json", **parts[1]},
+            "layers": [{"mediaType": f"{oci}.layer.v1.tar", **parts[0]}],
+        }
+    )
+    digest = f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}"
+    tag = catalogue(ROOT / "images.toml")["ollama"].tag
+    name = serving(
+        auth="basic",
+        user="puller",
+        password="hunter2",
+        manifests={f"ollama/ollama:{tag}": manifest, f"ollama/ollama:{digest}": manifest},
+        blobs={digest: base64.b64encode(data).decode() for digest, data in blobs.items()},
+    )
+    login = {"username": "puller", "password": {"env": "GPURACK_TEST_RIGHT"}}
+    settings: dict[str, Any] = {"mirrors": {"docker.io": name}, "credentials": {name: login}}
+    for number, more in enumerate(({}, {"overrides": {"ollama": {"digest": digest}}})):
+        (tmp_path / f"{number}/work").mkdir(parents=True)
+        source = ImageSource.model_validate({**settings, **more})
+        image = bundle_image("ollama", source, tmp_path / str(number), tmp_path / str(number) / "work")
+        assert image.reference == f"ollama/ollama:{tag}"
+        assert imagearchive.read(tmp_path / str(number) / image.path).ids(image.reference) == {parts[1]["digest"]}
+        assert [file.name for file in (tmp_path / str(number) / "images").iterdir()] == ["ollama.tar"], (
+            "no login is left"
+        )
+    wrong = ImageSource.model_validate({**settings, "overrides": {"ollama": {"digest": DIGEST}}})
+    with pytest.raises(BundleError, match="skopeo failed"):
+        bundle_image("ollama", wrong, tmp_path, tmp_path)

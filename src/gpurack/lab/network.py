@@ -95,6 +95,11 @@ def disconnect(name: str, address: str) -> None:
         subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
 
 
+def isolate(name: str) -> None:
+    """Take a host's way out: it reaches the lab's network, where this machine is, and nothing else."""
+    run(["ip", "-n", namespace(name), "route", "delete", "default"])
+
+
 def down() -> None:
     """Remove the bridge and the way out."""
     subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)

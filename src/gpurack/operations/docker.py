@@ -22,13 +22,15 @@ from gpurack.diff import log_diff
 from gpurack.facts.docker import ImageId
 from gpurack.facts.textfile import TextFile
 from gpurack.images import Credential, ImageSource
+from gpurack.operations import secretfile
+from gpurack.operations.uploads import UPLOADS
 from gpurack.rendering import render
+from gpurack.secrets import SecretError
 
 Commands = Generator[str | PyinfraCommand, None, None]
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 DEFAULT_DATA_ROOT = "/var/lib/docker"
-UPLOADS = "/var/lib/gpurack/upload"
 LOGINS = "/etc/gpurack/registry"
 """One client configuration an image: root's own logins, and what else is in his config.json, stay as they are."""
 DOCKER_HUB = "https://index.docker.io/v1/"
@@ -141,7 +143,7 @@ def image(images: ImageSource, name: str) -> None:
         name: of the image in ``images.toml``.
 
     Raises:
-        OperationError: the catalogue or the archive cannot be used.
+        OperationError: the catalogue or the archive cannot be used, or the password cannot be had.
     """
     try:
         reference, archive, credential = images.reference(name), images.archive(name), images.credential(name)
@@ -162,13 +164,10 @@ def image(images: ImageSource, name: str) -> None:
             group="root",
             mode="700",
         )
-        files.put(
+        secretfile.put(
             name=f"Log in for image {name}",
-            src=StringIO(login_file(images.registry(name), credential)),
             dest=f"{folder}/config.json",
-            user="root",
-            group="root",
-            mode="600",
+            content=_login_file(images.registry(name), credential),
         )
     else:
         files.directory(
@@ -184,10 +183,17 @@ def image(images: ImageSource, name: str) -> None:
         )
 
 
-def login_file(registry: str, credential: Credential) -> str:
+def _login_file(registry: str, credential: Credential) -> str:
+    try:
+        return login_file(registry, credential.username, credential.password.reveal())
+    except SecretError as error:
+        raise OperationError(f"images.credentials: {error}") from None
+
+
+def login_file(registry: str, username: str, password: str) -> str:
     """Return a config.json of Docker's client with one login, as `docker login` writes it without a helper."""
     server = DOCKER_HUB if registry == "docker.io" else registry
-    pair = f"{credential.username}:{credential.password.get_secret_value()}"
+    pair = f"{username}:{password}"
     return json.dumps({"auths": {server: {"auth": base64.b64encode(pair.encode()).decode()}}}) + "\n"
 
 

@@ -27,8 +27,8 @@ from gpurack.facts.textfile import TextFile
 from gpurack.gpu.driver_packages import KEYRING, DriverChoice
 from gpurack.gpu.driver_version import DriverError, resolve, upstream
 from gpurack.gpu.kernels import Headers
-from gpurack.operations.docker import UPLOADS
 from gpurack.operations.packages import APT, LISTS_MAX_AGE, LOCK_TIMEOUT, patient
+from gpurack.operations.uploads import UPLOADS
 from gpurack.rendering import render
 
 Commands = Generator[str | PyinfraCommand, None, None]

@@ -14,9 +14,9 @@ from pyinfra.api.command import PyinfraCommand
 from gpurack.facts.driver import Held
 from gpurack.facts.packages import UPDATE_STAMP, Packages
 from gpurack.operations.packages import APT, LISTS_MAX_AGE, LOCK_TIMEOUT, patient
+from gpurack.operations.uploads import UPLOADS
 
 SECONDS = int(LOCK_TIMEOUT.total_seconds())
-UPLOADS = "/var/lib/gpurack/upload"
 
 
 @operation()

@@ -20,7 +20,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.operation import OperationMeta
 
 from gpurack.facts.secretfile import SealedFile
-from gpurack.operations.docker import UPLOADS
+from gpurack.operations.uploads import UPLOADS
 
 Commands = Generator[str | PyinfraCommand, None, None]
 

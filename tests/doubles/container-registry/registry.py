@@ -14,7 +14,7 @@ FOLDER = Path(sys.argv[1])
 
 
 class Registry(BaseHTTPRequestHandler):
-    """config.json: auth (none, basic, bearer), user, password, status, retry_after, manifests, digest_header."""
+    """config.json: auth (none, basic, bearer), user, password, status, retry_after, manifests, blobs, digest_header."""
 
     def log_message(self, *arguments: Any) -> None:
         """Say nothing on the terminal; requests.log has each request and the kind of its login."""
@@ -40,17 +40,24 @@ class Registry(BaseHTTPRequestHandler):
         if "status" in config:
             headers = {"Retry-After": config["retry_after"]} if "retry_after" in config else {}
             return self.send(config["status"], b"", headers)
-        name, _, tag = url.path.removeprefix("/v2/").partition("/manifests/")
+        kind = "blobs" if "/blobs/" in url.path else "manifests"
+        name, _, tag = url.path.removeprefix("/v2/").partition(f"/{kind}/")
         auth, scope = config.get("auth", "none"), f"repository:{name}:pull"
         if auth == "basic" and login != basic:
             return self.send(401, b"", {"WWW-Authenticate": 'Basic realm="registry"'})
         if auth == "bearer" and login != f"Bearer token for {scope}":
             realm = config.get("realm", f"http://{self.headers['Host']}/token")
             return self.send(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}",service="double",scope="{scope}"'})
+        if url.path == "/v2/":
+            return self.send(200, b"{}")
+        if kind == "blobs":
+            blob = config.get("blobs", {}).get(tag)
+            return self.send(404, b"") if blob is None else self.send(200, base64.b64decode(blob))
         manifest = config.get("manifests", {}).get(f"{name}:{tag}")
         if manifest is None:
             return self.send(404, b"")
         headers = {"Docker-Content-Digest": config["digest_header"]} if "digest_header" in config else {}
+        headers["Content-Type"] = json.loads(manifest).get("mediaType", "application/json")
         return self.send(200, manifest.encode() if body else b"", headers)
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Offline bundles: everything a site needs, in one directory that is carried to it."""
