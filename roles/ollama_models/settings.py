@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from gpurack.ollama import modelfiles
 from gpurack.ollama.names import ModelName
 from gpurack.ollama.pulled import PulledModel
 from gpurack.rollout.acceptance import Acceptance
@@ -201,6 +202,10 @@ class OllamaModelsSettings(RoleSettings):
     def _bases(self) -> Self:
         keys = {ModelName.parse(name).key: model for name, model in self.models.items()}
         for name, model in self.models.items():
+            if self.enabled and model.gguf:
+                modelfiles.check_gguf(model.gguf)
+            if self.enabled and model.safetensors:
+                modelfiles.check_safetensors(model.safetensors)
             if not model.base:
                 continue
             base = keys.get(ModelName.parse(model.base).key)

@@ -18,6 +18,7 @@ from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
 from gpurack.images_cli import images
 from gpurack.lab.cli import lab
+from gpurack.ollama.cli import models
 from gpurack.preflight import inventory_or_exit
 from gpurack.rollout.cli import rollout
 from gpurack.secrets.cli import secrets
@@ -37,6 +38,7 @@ def main() -> None:
 main.add_command(lab)
 main.add_command(doctor)
 main.add_command(capacity)
+main.add_command(models)
 main.add_command(images)
 main.add_command(bundle)
 main.add_command(rollout)

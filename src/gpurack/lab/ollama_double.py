@@ -25,8 +25,8 @@ ENGINE_PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib", "llama.
 ENGINE_WITHOUT = (
     r"\./usr/bin/llama-(bench|cli|completion)|\./usr/libexec/.*|.*/libggml-cpu-(?!x64|haswell).*|.*/pydoc_data/.*"
 )
-# Waits between two attempts of a download are a twentieth of Ollama's.
-ENGINE_ENVIRONMENT = {"OLLAMA_DOUBLE_ENGINE": "1", "OLLAMA_DOUBLE_PATIENCE": "0.05"}
+# No passwd file says where root is at home. Waits between two attempts of a download are a twentieth of Ollama's.
+ENGINE_ENVIRONMENT = {"HOME": "/root", "OLLAMA_DOUBLE_ENGINE": "1", "OLLAMA_DOUBLE_PATIENCE": "0.05"}
 
 
 def archive(version: str = VERSION, *, engine: bool = False, environment: Mapping[str, str] | None = None) -> Path:

@@ -89,6 +89,11 @@ class ModelName:
         return f"{self.registry}/{self.namespace}/{self.model}/{self.tag}"
 
     @property
+    def full(self) -> str:
+        """The name with all its parts."""
+        return f"{self.registry}/{self.namespace}/{self.model}:{self.tag}"
+
+    @property
     def in_cloud(self) -> bool:
         """Whether Ollama would send what it is asked to ollama.com instead of answering itself."""
         tag = self.tag.lower()

@@ -30,8 +30,6 @@ class EngineError(Exception):
 
 def seconds(value):
     """Return a keep_alive in seconds: a number, or a duration such as ``5m``; below 0 is for ever."""
-    if value is None:
-        value = os.environ.get("OLLAMA_KEEP_ALIVE", "5m")
     if isinstance(value, str):
         try:
             value = float(value)
@@ -50,7 +48,7 @@ class Runner:
         default = os.environ.get("OLLAMA_CONTEXT_LENGTH") or 4096
         self.context = int(options.get("num_ctx") or default)
         self.path = store.weights(found)
-        self.used = 0
+        self.used, self.keep = 0, seconds(os.environ.get("OLLAMA_KEEP_ALIVE", "5m"))
         self.expires = time.time() + FOREVER
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -133,7 +131,7 @@ class Use:
     """A model in memory while a request needs it; its time runs from the end of the request."""
 
     def __init__(self, name, options, keep_alive):
-        self.name, self.options, self.keep = name, options, seconds(keep_alive)
+        self.name, self.options, self.keep = name, options, None if keep_alive is None else seconds(keep_alive)
 
     def __enter__(self):
         _, digest = store.manifest(self.name)
@@ -153,7 +151,10 @@ class Use:
     def __exit__(self, *_):
         with _lock:
             self.runner.used -= 1
-            self.runner.expires = time.time() + self.keep
+            # A request that does not say how long leaves it as the one before said.
+            if self.keep is not None:
+                self.runner.keep = self.keep
+            self.runner.expires = time.time() + self.runner.keep
 
 
 def sampling(options):

@@ -159,7 +159,7 @@ class ModelHandler(Handler):
         if not request.get("prompt"):
             with use:
                 pass
-            reason = "load" if use.keep > 0 else "unload"
+            reason = "unload" if use.keep == 0 else "load"
             engine.running()
             document = {"model": request["model"], "created_at": now(), "response": "", "done": True}
             self.reply({**document, "done_reason": reason})

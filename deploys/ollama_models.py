@@ -1,0 +1,5 @@
+"""Apply the ollama_models role alone."""
+
+from gpurack.site import apply
+
+apply("ollama_models")
