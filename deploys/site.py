@@ -12,4 +12,5 @@ apply(
     "container_toolkit",
     "docker",
     "ollama",
+    "anythingllm",
 )

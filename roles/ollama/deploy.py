@@ -43,6 +43,7 @@ def ollama(settings: OllamaSettings) -> None:
             reference=settings.reference,
             archive=settings.image_archive,
         )
+    docker.network(name="Make the network on which services find each other")
     compose.project(
         name="Run the project",
         project="ollama",

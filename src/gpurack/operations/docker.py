@@ -17,7 +17,7 @@ from pyinfra.operations import files
 
 from gpurack import imagearchive
 from gpurack.diff import log_diff
-from gpurack.facts.docker import ImageId
+from gpurack.facts.docker import ImageId, Networks
 from gpurack.facts.textfile import TextFile
 from gpurack.rendering import render
 
@@ -25,6 +25,8 @@ Commands = Generator[str | PyinfraCommand, None, None]
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 DEFAULT_DATA_ROOT = "/var/lib/docker"
+NETWORK = "gpurack"
+"""The network on which the services of a host find each other."""
 UPLOADS = "/var/lib/gpurack/upload"
 
 # dockerd 20.10 has no --validate. It reads its file before it looks at the log level, so that an impossible level
@@ -122,6 +124,26 @@ def repository_key(url: str, dest: str, sha256: str) -> Commands:
         f"|| {{ echo 'the key at '{source}' is not the pinned one; compare its fingerprint with the publisher'\"'\"'s "
         f"and set repository_key_sha256' >&2; rm -f {new}; exit 1; }}"
     )
+
+
+def image(images: Any, name: str) -> None:
+    """Stand-in until the catalogue lands."""
+    if images.archive(name):
+        image_from_archive(
+            name="Load the image from its archive", reference=images.reference(name), archive=images.archive(name)
+        )
+
+
+@operation()
+def network(network: str = NETWORK) -> Commands:
+    """Make a bridge network, over which services of several Compose projects reach each other by name.
+
+    + network: its name
+    """
+    if network in host.get_fact(Networks):
+        host.noop(f"network {network} is there")
+        return
+    yield f"docker network create --driver bridge --label org.gpurack.managed=true {shlex.quote(network)}"
 
 
 @operation()
