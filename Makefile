@@ -70,7 +70,7 @@ unit: setup test-packages ## Tests that need no host (one process: pyinfra_cli p
 hosts: setup test-packages ## Tests on real systemd hosts
 	$(RUN) pytest $(TESTS) -m "not slow" -n $(WORKERS) --dist loadfile
 
-slow-test: setup test-packages ## Kernel updates and reboots with the driver, in a virtual machine: 45 min under emulation
+slow-test: setup test-packages ## Kernel updates and reboots with the driver, in a virtual machine under emulation
 	$(RUN) pytest tests/e2e -m slow
 
 vagrant-test: setup vagrant-packages ## The Vagrantfile, the literal command and all checks on a virtual machine

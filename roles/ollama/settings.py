@@ -178,6 +178,11 @@ class OllamaSettings(RoleSettings):
         return f"{host}:{self.publish_port}"
 
     @property
+    def url(self) -> str:
+        """URL of the API for programs on the host itself."""
+        return "http://" + self.publish.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment of the server: names as in Ollama's envconfig."""
         forever = self.keep_alive == "forever"

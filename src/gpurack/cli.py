@@ -16,6 +16,8 @@ from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
 from gpurack.lab.cli import lab
 from gpurack.preflight import inventory_or_exit
+from gpurack.rollout.cli import rollout
+from gpurack.secrets.cli import secrets
 from gpurack.settings import role_models
 from gpurack.verify import HostReport, verify
 
@@ -31,6 +33,8 @@ def main() -> None:
 
 main.add_command(lab)
 main.add_command(doctor)
+main.add_command(rollout)
+main.add_command(secrets)
 
 
 @main.command()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, ConnectorArguments, pop_global_arguments
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError, PyinfraError
@@ -82,6 +82,17 @@ def connection(host: Host) -> Iterator[None]:
             client.close()
 
 
+def how_to_run(host: Host, **arguments: Any) -> ConnectorArguments:
+    """Return what a connector is told about running a command: sudo, its user and password, from the host's data.
+
+    Args:
+        host: a host of an initialised inventory.
+        arguments: pyinfra's global arguments that win over the host's data, such as ``_timeout``.
+    """
+    settings, _ = pop_global_arguments(host.state, host, arguments)
+    return cast("ConnectorArguments", {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS})
+
+
 def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **arguments: Any) -> T:
     """Read a fact of a connected host.
 
@@ -99,14 +110,30 @@ def read(host: Host, fact: type[FactBase[T]], *, timeout_seconds: int = 120, **a
         HostError: its command failed or took too long.
     """
     reader = fact()
-    settings, _ = pop_global_arguments(host.state, host, {"_timeout": timeout_seconds})
-    connector = {key: value for key, value in settings.items() if key in CONNECTOR_ARGUMENT_KEYS}
+    command = reader.command(**arguments)
+    output = run(host, command, what=fact.__name__, timeout_seconds=timeout_seconds)
+    return reader.process(output) if output else reader.default()
+
+
+def run(host: Host, command: str | StringCommand, *, what: str, timeout_seconds: int = 120) -> list[str]:
+    """Run a command on a connected host, and return the lines of its output.
+
+    Args:
+        host: a connected host.
+        command: for the shell; as root, where the host's data says so.
+        what: what to call it in an error.
+        timeout_seconds: see :func:`read`.
+
+    Raises:
+        HostError: it failed or took too long.
+    """
     try:
-        done, output = host.run_shell_command(StringCommand(reader.command(**arguments)), **connector)
+        done, output = host.run_shell_command(StringCommand(command), **how_to_run(host, _timeout=timeout_seconds))
     except TimeoutError as error:
-        raise HostError(f"{fact.__name__}: no answer within {timeout_seconds} s") from error
+        raise HostError(f"{what}: no answer within {timeout_seconds} s") from error
     except Exception as error:  # whatever the connection broke with, this host has not answered
-        raise HostError(f"{fact.__name__}: {str(error) or type(error).__name__}") from error
+        raise HostError(f"{what}: {str(error) or type(error).__name__}") from error
     if not done:
-        raise HostError(f"{fact.__name__}: {output.stderr.strip() or 'the command failed and said nothing'}")
-    return reader.process(output.stdout_lines) if output.stdout_lines else reader.default()
+        raise HostError(f"{what}: {output.stderr.strip() or 'the command failed and said nothing'}")
+    lines: list[str] = output.stdout_lines
+    return lines

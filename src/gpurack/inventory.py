@@ -14,6 +14,7 @@ from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 
 from gpurack.directories import with_entry_files
+from gpurack.secrets import stores
 
 
 class InventoryError(Exception):
@@ -22,6 +23,8 @@ class InventoryError(Exception):
 
 def load(path: str, *, override: Mapping[str, Any] | None = None, group_data: Sequence[str] = ()) -> Inventory:
     """Return the inventory in a directory (its ``hosts.py``) or file, with the data of all its groups.
+
+    Secrets of the store are those of this inventory from now on.
 
     Args:
         path: directory or file, relative to the current directory (the repository's root).
@@ -37,6 +40,7 @@ def load(path: str, *, override: Mapping[str, Any] | None = None, group_data: Se
             f"{path}: no such inventory; name a directory that holds hosts.py, such as inventories/prod, "
             "and run from the repository's root"
         )
+    stores.use(Path(file).parent)
     if not ctx_state.isset():
         ctx_state.set(State())  # pyinfra notes in it which file it is executing
     try:

@@ -16,6 +16,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.ssh import ConnectorData
 
+from gpurack.secrets import Secret, SecretError, within
 from gpurack.settings import Layer, Location, Merged, RoleSettings, layers_of, merge, role_models
 
 SECRET_NAME = re.compile(r"pass(word|phrase|wd)|secret|token|private|credential", re.IGNORECASE)
@@ -78,11 +79,19 @@ def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
                 yield _from_pydantic(error, role, model, merged, path)
         else:
             if settings.enabled:
-                for location, message in settings.problems_on(host.name, data):
+                for location, message in (*_secrets_not_had(settings), *settings.problems_on(host.name, data)):
                     layer = merged.origin(location) or layers[-2]
                     given = _value_at(merged.values, location)
                     value = "" if given is None else masked(location, given, model)
                     yield Problem(file_of(layer, path), _dotted(role, location), value, message)
+
+
+def _secrets_not_had(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
+    for location, secret in within(settings):
+        try:
+            secret.reveal()
+        except SecretError as error:
+            yield location, str(error)
 
 
 def _unknown_names(layer: Layer, path: Path) -> Iterator[Problem]:
@@ -179,7 +188,7 @@ def _annotation_is_secret(model: type[BaseModel] | None, location: Location) -> 
         if current is None or not isinstance(part, str) or part not in current.model_fields:
             continue
         annotation = current.model_fields[part].annotation
-        if any(kind.__name__ in str(annotation) for kind in (SecretStr, SecretBytes)):
+        if any(kind.__name__ in str(annotation) for kind in (SecretStr, SecretBytes, Secret)):
             return True
         current = next(_models_in(annotation), None)
     return False
@@ -189,7 +198,7 @@ def masked(location: Location, value: Any, model: type[BaseModel] | None = None)
     """Return a value for a message: secrets as asterisks, mappings by their keys, long values shortened."""
     if any(isinstance(part, str) and SECRET_NAME.search(part) for part in location):
         return "********"
-    if _annotation_is_secret(model, location) or isinstance(value, SecretStr | SecretBytes):
+    if _annotation_is_secret(model, location) or isinstance(value, SecretStr | SecretBytes | Secret):
         return "********"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: ..." for key in value) + "}"

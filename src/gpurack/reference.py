@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from gpurack.secrets import Secret
 from gpurack.settings import role_models
 
 HEADER = """\
@@ -44,9 +45,10 @@ def _nested(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
         yield annotation, ""
         return
     listed = get_origin(annotation) in (list, tuple, set, frozenset)
+    named = get_origin(annotation) is dict
     for argument in get_args(annotation):
         for model, suffix in _nested(argument):
-            yield model, f"[]{suffix}" if listed else suffix
+            yield model, f"[]{suffix}" if listed else f".<name>{suffix}" if named else suffix
 
 
 def _type(annotation: Any) -> str:
@@ -67,7 +69,14 @@ def _type(annotation: Any) -> str:
         return "duration"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "dictionary"
-    names = {"str": "text", "int": "whole number", "bool": "true or false", "float": "number", "SecretStr": "secret"}
+    names = {
+        "str": "text",
+        "int": "whole number",
+        "bool": "true or false",
+        "float": "number",
+        "SecretStr": "secret",
+        "Secret": "secret",
+    }
     name = getattr(annotation, "__name__", str(annotation))
     return names.get(name, name)
 
@@ -80,6 +89,8 @@ def _default(field: FieldInfo) -> str:
         return f"`{value}`"
     if isinstance(value, BaseModel):
         return "see below"
+    if isinstance(value, Secret):
+        return _cell(f"`{value.reference}`")
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, list | tuple | set | frozenset):

@@ -6,10 +6,19 @@ from typing import Any
 
 from pyinfra.api.util import get_template
 
+from gpurack.secrets import Secret
+
 
 def block_options() -> dict[str, Any]:
-    """Return ``jinja_env_kwargs``: a line that holds only a ``{% block %}`` does not appear in the result."""
-    return {"trim_blocks": True, "lstrip_blocks": True}
+    """Return ``jinja_env_kwargs``: blocks leave no empty lines, and no secret's mask is printed."""
+    return {"trim_blocks": True, "lstrip_blocks": True, "finalize": _no_masked_secret}
+
+
+def _no_masked_secret(value: Any) -> Any:
+    """Refuse to write a secret's asterisks where its value was meant: they would be everybody's password."""
+    if isinstance(value, Secret):
+        raise TypeError("a template prints a secret: write secret.reveal(), and put the file with secretfile.put")
+    return value
 
 
 def render(template: str, **data: Any) -> str:

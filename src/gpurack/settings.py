@@ -2,7 +2,7 @@
 
 Every role has one pydantic model in ``roles/<role>/settings.py``. A value is looked for in the host's own data, then
 in its groups' data, then in the data of ``all``, then in the model's defaults; mappings are merged field by field,
-everything else is replaced as a whole.
+everything else, and a reference to a secret, is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from gpurack.secrets.secret import is_reference
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -136,7 +138,7 @@ def _overlay(
         here = (*at, key)
         if isinstance(value, Mapping):
             below = target.get(key)
-            if not isinstance(below, dict):
+            if not isinstance(below, dict) or (is_reference(below) and is_reference(value)):
                 below = target[key] = {}
             _overlay(below, value, layer, here, origins)
         else:
@@ -154,6 +156,16 @@ def settings_for(host: Host, model: type[S]) -> S:
     """
     role = model.__module__.split(".")[-2]
     return model.model_validate(merge(layers_of(host), role).values)
+
+
+def settings_of(host: Host, role: str) -> Any:
+    """Return a host's settings of a role by its name: for this package, which does not import the roles.
+
+    Raises:
+        KeyError: no role of that name.
+        pydantic.ValidationError: see :func:`settings_for`.
+    """
+    return settings_for(host, role_models()[role])
 
 
 def enabled_roles(host: Host) -> Iterator[tuple[str, RoleSettings]]:

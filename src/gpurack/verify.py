@@ -9,12 +9,12 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
-from pyinfra.connectors.util import make_unix_command_for_host
+from pyinfra.connectors.util import extract_control_arguments, make_unix_command_for_host
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as TestinfraHost
 
 from gpurack.controls import Result, Status, run_controls
-from gpurack.fleet import HostError, connection, on_each
+from gpurack.fleet import HostError, connection, how_to_run, on_each
 from gpurack.settings import enabled_roles
 
 
@@ -35,10 +35,8 @@ class PyinfraBackend(BaseBackend):  # type: ignore[misc]
         """Run a command as root and return its exit status and output."""
         host = self._pyinfra_host
         text = self.get_command(command, *args)
-        arguments: dict[str, Any] = {}
-        for key in ("_sudo", "_sudo_user", "_sudo_password", "_su_user", "_dzdo"):
-            if (value := host.data.get(key)) is not None:
-                arguments[key] = value
+        arguments = how_to_run(host)
+        extract_control_arguments(arguments)  # what is pyinfra's to heed, and no part of the command line
         line = make_unix_command_for_host(host.state, host, StringCommand(text), **arguments).get_raw_value()
         _, stdout, stderr = host.connector.client.exec_command(line)  # type: ignore[attr-defined]
         out, err = stdout.read(), stderr.read()

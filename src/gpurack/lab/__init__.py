@@ -33,6 +33,7 @@ def up(
     disk_mib: int | None = None,
     cards: Sequence[str] = (),
     nvswitches: int = 0,
+    packages: Sequence[str] = (),
 ) -> list[Machine]:
     """Boot hosts and wait until each answers on SSH; all of them or none.
 
@@ -44,12 +45,15 @@ def up(
         disk_mib: size of each host's disk, at least 64; the driver's default when None.
         cards: PCI device ids of NVIDIA cards that each host pretends to have, such as ``2684``; without a driver.
         nvswitches: number of pretended NVSwitch bridges.
+        packages: Debian packages in a virtual machine's image besides.
 
     Raises:
         LabError: a name is taken or none, a tool is missing, a host does not come up, or cannot have cards.
         RootfsError: the root file system cannot be built.
     """
     require(nspawn.TOOLS)
+    if packages and driver != "qemu":
+        raise LabError(f"packages are put into the images of virtual machines (driver qemu), not of {driver} hosts")
     for name in names:
         if not NAME.fullmatch(name):
             raise LabError(f"{name!r} is no host name: lower case letters, digits and dashes, at most 31")
@@ -59,6 +63,7 @@ def up(
         for name in names:
             machine = _register(name, release, driver, owned=owned, disk_mib=disk_mib)
             made.append(machine)
+            machine.packages = tuple(packages)
             if owned:
                 atexit.register(_down_quietly, machine)
                 import_module("gpurack.lab.janitor").watch(os.getpid())

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -45,15 +46,17 @@ class ImageFile:
 
     Attributes:
         path: where it is in the image, absolute.
-        data: its content; None for a directory.
+        data: its content; None for a directory or a link.
         mode: permissions.
         uid: owner and group.
+        link: what a symbolic link points to; empty for anything else.
     """
 
     path: str
-    data: bytes | None
+    data: bytes | None = None
     mode: int = 0o755
     uid: int = 0
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class DoubleImage:
         version: the tag.
         files: what is put into the Debian root.
         config: the image's configuration (``Entrypoint``, ``Env``, ...), without ``PATH`` and labels.
-        packages: Debian packages of the root.
+        packages: Debian packages of the root, with what they depend on.
+        suite: Debian release they are of.
+        without: regular expression of the root's files that are left out, beside :data:`UNNEEDED`.
     """
 
     repository: str
@@ -73,6 +78,8 @@ class DoubleImage:
     files: Sequence[ImageFile]
     config: Mapping[str, Any]
     packages: Sequence[str] = PYTHON
+    suite: str = SUITE
+    without: str = "(?!)"
 
     def archive(self) -> Path:
         """Return the image's archive, building it if it is not cached.
@@ -93,19 +100,21 @@ class DoubleImage:
 
     def _build(self, folder: Path) -> Path:
         layer = folder / "layer.tar"
-        _write_layer(_root(self.packages), layer, self.files)
+        _write_layer(_root(self.suite, self.packages), layer, self)
         return _write_archive(layer, folder / "archive.tar", self)
 
 
-def _root(packages: Sequence[str]) -> Path:
+def _root(suite: str, packages: Sequence[str]) -> Path:
     """Return a tar file of a Debian root with these packages."""
-    key = hashlib.sha256(" ".join((SUITE, *packages)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(" ".join((suite, *packages)).encode()).hexdigest()[:12]
     target = CACHE / f"double-root-{key}.tar"
     with (CACHE / f"double-root-{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             part = target.with_suffix(".part.tar")
-            command = ["mmdebstrap", "--variant=extract", f"--include={','.join(packages)}", SUITE, str(part)]
+            # A mirror's sid may be days old, and then no longer valid by its own word; its signature still is.
+            options = ["--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"']
+            command = ["mmdebstrap", *options, f"--include={','.join(packages)}", suite, str(part)]
             try:
                 made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
             except FileNotFoundError:
@@ -116,18 +125,23 @@ def _root(packages: Sequence[str]) -> Path:
     return target
 
 
-def _write_layer(root: Path, layer: Path, files: Sequence[ImageFile]) -> None:
+def _write_layer(root: Path, layer: Path, image: DoubleImage) -> None:
+    left_out = re.compile(image.without)
     with tarfile.open(root) as source, tarfile.open(layer, "w") as out:
         for member in source:
             if any(member.name == path or member.name.startswith(path + "/") for path in UNNEEDED):
                 continue
+            if left_out.fullmatch(member.name):
+                continue
             member.mtime = EPOCH
             out.addfile(member, source.extractfile(member) if member.isfile() else None)
         # /dev is left out above with its device nodes; the engine mounts its own there.
-        for file in (ImageFile("/dev", None), *files):
+        for file in (ImageFile("/dev"), *image.files):
             member = tarfile.TarInfo(f".{file.path}")
             member.mode, member.mtime, member.uid, member.gid = file.mode, EPOCH, file.uid, file.uid
             member.type = tarfile.DIRTYPE if file.data is None else tarfile.REGTYPE
+            if file.link:
+                member.type, member.linkname = tarfile.SYMTYPE, file.link
             member.size = len(file.data or b"")
             out.addfile(member, io.BytesIO(file.data or b""))
 
@@ -136,16 +150,17 @@ def _write_archive(layer: Path, target: Path, image: DoubleImage) -> Path:
     """Write an OCI layout that is a ``docker save`` archive too, as Docker 25 and later write it."""
     name = f"{image.repository}:{image.version}"
     diff_id = _digest(layer.read_bytes())
+    started_with: dict[str, Any] = {
+        **image.config,
+        "Env": [PATH, *image.config.get("Env", [])],
+        "Labels": {"org.gpurack.double": "true"},
+    }
     config = _encode(
         {
             "architecture": "amd64",
             "os": "linux",
             "created": "2025-01-01T00:00:00Z",
-            "config": {
-                **image.config,
-                "Env": [PATH, *image.config.get("Env", [])],
-                "Labels": {"org.gpurack.double": "true"},
-            },
+            "config": started_with,
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             "history": [{"created": "2025-01-01T00:00:00Z", "created_by": "gpurack test double"}],
         }

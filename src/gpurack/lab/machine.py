@@ -37,6 +37,7 @@ class Machine(abc.ABC):
         port: on which port.
         user: who logs in, and becomes root without a password.
         owner: process whose end is the host's end too; None when the host stays until ``gpurack lab down``.
+        packages: Debian packages its disk image has besides; of virtual machines only.
     """
 
     driver: ClassVar[str]
@@ -49,6 +50,7 @@ class Machine(abc.ABC):
         self.user = USER
         self.owner = owner
         self.owner_started = started(owner) if owner else None
+        self.packages: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.release!r}, {self.address!r})"

@@ -112,7 +112,7 @@ class QemuMachine(Machine):
         """Make the machine's keys, and its disk: an overlay on the release's image, built if need be."""
         require(vmimage.TOOLS)
         self.make_keys()
-        self.image = vmimage.image(self.release)
+        self.image = vmimage.image(self.release, self.packages)
         vmimage.overlay(self.image, self.folder / "disk.qcow2")
         text = {path: path.read_text() for path in self.folder.glob("ssh_host_*_key*")}
         files = {f"/etc/ssh/{path.name}": (content, 0o644 if path.suffix else 0o600) for path, content in text.items()}

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ WantedBy=sysinit.target
 """
 
 # Runs in a mount and process namespace of its own, so that no mount and no process is left behind whatever happens.
-# Arguments: the root tree, the folder to work in, the disk's size, the administrator.
+# Arguments: the root tree, the folder to work in, the disk's size, the administrator, further packages.
 _BUILD = """\
 set -eu
 root=$1 work=$2 tree=$2/merged
@@ -107,7 +107,7 @@ cp "$work/modules" "$tree/etc/initramfs-tools/modules"
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 chroot "$tree" apt-get -q update
 chroot "$tree" apt-get -q install -y --no-install-recommends -o Dpkg::Options::=--force-confold \
-    linux-image-cloud-amd64 initramfs-tools kmod systemd-resolved
+    linux-image-cloud-amd64 initramfs-tools kmod systemd-resolved $5
 rm -f "$tree"/var/cache/apt/archives/linux-image-*.deb
 rm "$tree/usr/sbin/policy-rc.d"
 
@@ -164,23 +164,26 @@ class Image:
         return cls(release, folder, *(folder / name for name in ("disk.qcow2", "vmlinuz", "initrd.img", "key")))
 
 
-def image(release: str) -> Image:
+def image(release: str, packages: Sequence[str] = ()) -> Image:
     """Return the image of a Debian release, built if it is not there yet (about a minute).
 
     Args:
         release: "bookworm" or "trixie".
+        packages: Debian packages in it besides: what an emulated machine takes many minutes to install.
 
     Raises:
         ImageError: the build failed.
     """
     root = rootfs.root(release)
+    extra = " ".join(packages)
+    kind = f"vm-{release}" + (f"+{hashlib.sha256(extra.encode()).hexdigest()[:8]}" if packages else "")
     recipe = "\n".join([root.name, _BUILD, _INITRAMFS, _MODULES, _NETWORK, _FIRST_BOOT_UNIT, str(SIZE_GIB)])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    folder = rootfs.CACHE / f"vm-{release}-{digest}"
-    with rootfs.locked(rootfs.CACHE / f"vm-{release}.lock"):
+    folder = rootfs.CACHE / f"{kind}-{digest}"
+    with rootfs.locked(rootfs.CACHE / f"{kind}.lock"):
         if not folder.is_dir():
-            _build(root, folder)
-            for old in rootfs.CACHE.glob(f"vm-{release}-*"):
+            _build(root, folder, extra)
+            for old in rootfs.CACHE.glob(f"{kind}-*"):
                 if old != folder and not _in_use(old):
                     shutil.rmtree(old)
     return Image.at(release, folder)
@@ -191,7 +194,7 @@ def _in_use(folder: Path) -> bool:
     return any(str(folder) in state.read_text() for state in HOSTS.glob("*/state.json"))
 
 
-def _build(root: Path, folder: Path) -> None:
+def _build(root: Path, folder: Path, packages: str) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         work = Path(name)
         out = work / "out"
@@ -207,7 +210,7 @@ def _build(root: Path, folder: Path) -> None:
         for file, text in files.items():
             (work / file).write_text(text)
         namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        command = ["sh", "-c", _BUILD, "build", str(root), str(work), f"{SIZE_GIB}G", rootfs.USER]
+        command = ["sh", "-c", _BUILD, "build", str(root), str(work), f"{SIZE_GIB}G", rootfs.USER, packages]
         result = subprocess.run(
             [*namespace, *command],
             stdin=subprocess.DEVNULL,

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""A double of Ollama for test hosts: the HTTP API and three commands, without any model.
+"""A double of Ollama for test hosts: the HTTP API and three commands, without any model or with llama.cpp's server.
 
-It speaks the wire format of Ollama's API so that a deployment can be tested where no image can be pulled and no model
-fits. It does no inference: every answer says that it comes from the double. Python's standard library only.
+It speaks the wire format of Ollama's API so that a deployment can be tested where no image can be pulled. Without
+OLLAMA_DOUBLE_ENGINE in its environment it does no inference, and every answer says that it comes from the double; with
+it, models are pulled, made and run for real. Python's standard library only.
 """
 
 import json
@@ -11,10 +12,11 @@ import signal
 import sys
 import time
 import urllib.request
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-VERSION = os.environ.get("OLLAMA_DOUBLE_VERSION", "0.0.0")
+from wire import VERSION, Handler, now
+
+ENGINE = bool(os.environ.get("OLLAMA_DOUBLE_ENGINE"))
 MODEL = "gpurack-double:latest"
 # Told by whoever starts it, to be in a state that a real server without a GPU does not get into; see the README.
 LOG = os.environ.get("OLLAMA_DOUBLE_LOG", "")
@@ -51,11 +53,6 @@ def address():
     return host.strip("[]") or "127.0.0.1", int(port) if port.isdigit() else default
 
 
-def now():
-    """Return the time as Ollama writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
 def words_for(question):
     """Return the answer's tokens; the answer names its origin."""
     return f"This is the gpurack test double of Ollama, no model was run. You asked: {question}".split(" ")
@@ -76,47 +73,17 @@ def closing(prompt, words, started):
     }
 
 
-class Handler(BaseHTTPRequestHandler):
-    """The part of the API the double answers; anything else is 404, as in Ollama."""
-
-    protocol_version = "HTTP/1.1"
-    server_version = "gpurack-ollama-double"
-
-    def reply(self, body, status=200):
-        """Send one JSON document, or plain text."""
-        plain = isinstance(body, str)
-        data = body.encode() if plain else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8" if plain else "application/json; charset=utf-8")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def stream(self, parts):
-        """Send newline-delimited JSON in chunks, one object a token."""
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-ndjson")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for part in parts:
-            line = json.dumps(part).encode() + b"\n"
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-            self.wfile.flush()
-        self.wfile.write(b"0\r\n\r\n")
+class ScriptedHandler(Handler):
+    """Answers without a model, for one name."""
 
     def do_GET(self):
         """Answer the read-only endpoints."""
-        answers = {
-            "/": "Ollama is running",
-            "/api/version": {"version": VERSION},
-            "/api/tags": {"models": json.loads(MODELS) if MODELS else [LISTED]},
-            "/api/ps": {"models": json.loads(LOADED) if LOADED else []},
-        }
-        if self.path in answers:
-            self.reply(answers[self.path])
+        if self.path == "/api/tags":
+            self.reply({"models": json.loads(MODELS) if MODELS else [LISTED]})
+        elif self.path == "/api/ps":
+            self.reply({"models": json.loads(LOADED) if LOADED else []})
         else:
-            self.reply("404 page not found", 404)
+            self.plain_get()
 
     do_HEAD = do_GET  # noqa: N815 - name fixed by http.server
 
@@ -165,8 +132,14 @@ def main(arguments):
     if arguments == ["serve"]:
         # Process 1 of a container has no default handler: without this every stop would wait until it is killed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        server = ThreadingHTTPServer((host, port), Handler)
-        print(f"gpurack test double of Ollama {VERSION}, no inference, listening on {host}:{port}", flush=True)
+        handler, kind = ScriptedHandler, "no inference"
+        if ENGINE:
+            import models
+
+            models.prepare()
+            handler, kind = models.ModelHandler, "llama.cpp"
+        server = ThreadingHTTPServer((host, port), handler)
+        print(f"gpurack test double of Ollama {VERSION}, {kind}, listening on {host}:{port}", flush=True)
         if LOG:
             print(LOG, flush=True)
         server.serve_forever()

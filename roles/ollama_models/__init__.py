@@ -1,0 +1,1 @@
+"""Which models Ollama has on a host, with their parameters."""
