@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from gpurack.images import ImageSource
 from gpurack.ollama.names import ModelName
-from gpurack.problems import nearest
+from gpurack.names import nearest
 from gpurack.secrets import Secret, SecretError, Shape
 from gpurack.settings import Location, RoleSettings
 from roles.anythingllm.accounts import Account, Administrator, Slug, Username, Workspace
@@ -89,7 +89,9 @@ class AnythingllmSettings(RoleSettings):
     """AnythingLLM: models, secrets, users, workspaces and keys, and where its data is."""
 
     enabled: bool = Field(False, description="Apply the role to the host; turning it off removes nothing.")
-    images: ImageSource = Field(ImageSource(), description="Where the image comes from")
+    images: ImageSource = Field(
+        default_factory=lambda: ImageSource.model_validate({}), description="Where the image comes from"
+    )
     model: str = Field("", description="Model that answers where a workspace names none, `deepseek-r1:7b`; required")
     context_tokens: int = Field(4096, ge=256, le=16_777_216, description="Context length AnythingLLM reckons with")
     embedding_model: str | None = Field(

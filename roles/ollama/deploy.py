@@ -37,12 +37,7 @@ def ollama(settings: OllamaSettings) -> None:
         group="root",
         mode="755",
     )
-    if settings.image_archive:
-        docker.image_from_archive(
-            name="Load the image from its archive",
-            reference=settings.reference,
-            archive=settings.image_archive,
-        )
+    docker.image(settings.images, "ollama")
     docker.network(name="Make the network on which services find each other")
     compose.project(
         name="Run the project",

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from gpurack import imagearchive
+from gpurack.images import ImageSource
 from gpurack.settings import Location, RoleSettings
 
 SYSTEM_DIRECTORIES = frozenset(
@@ -37,33 +37,18 @@ DeviceId = Annotated[str, Field(pattern=r"^(\d+(:\d+)?|GPU-[0-9a-f-]+|MIG-[0-9a-
 
 
 class OllamaSettings(RoleSettings):
-    """Image, hardware, address and server environment of Ollama."""
+    """Hardware, address and server environment of Ollama."""
 
-    image: str = Field(
-        "ollama/ollama",
-        pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$",
-        description="Repository of the image, without registry and tag",
-    )
-    version: str = Field(
-        "0.32.15", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="Tag of the image; no moving tag"
-    )
-    digest: str | None = Field(
-        None,
-        pattern=r"^sha256:[0-9a-f]{64}$",
-        description="Digest the registry or mirror must serve for the image; not for archives, which carry none",
-    )
-    mirror: str | None = Field(
-        None,
-        pattern=r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?$",
-        description="Registry that is asked in place of Docker Hub, such as registry.example.org:5000",
-    )
-    image_archive: Path | None = Field(
-        None,
-        description="`docker save` archive on the control machine, relative to the repository; where no registry is",
-    )
-    image_archive_sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 the archive must have"
-    )
+    moved: ClassVar[Mapping[str, str]] = {
+        "image": "images.toml names the repository, images.mirrors another registry",
+        "version": 'set images = {"overrides": {"ollama": {"tag": ...}}}, or images.toml',
+        "digest": 'set images = {"overrides": {"ollama": {"digest": ...}}}, or images.toml',
+        "mirror": 'set images = {"mirrors": {"docker.io": ...}}',
+        "image_archive": 'set images = {"archives": {"ollama": ...}}',
+        "image_archive_sha256": 'set images = {"archives": {"ollama": {"path": ..., "sha256": ...}}}',
+    }
+
+    images: ImageSource = Field(ImageSource(), description="Where the image comes from")
     accelerator: Literal["nvidia", "cpu"] = Field("nvidia", description="What models run on")
     gpu_count: Annotated[int, Field(ge=1, le=64)] | Literal["all"] = Field(
         "all", description="How many GPUs the server may use, the first ones by index"
@@ -105,13 +90,6 @@ class OllamaSettings(RoleSettings):
         timedelta(minutes=3), description="Longest wait for the service to become healthy in a run"
     )
 
-    @field_validator("version")
-    @classmethod
-    def _pinned(cls, value: str) -> str:
-        if value in ("latest", "rocm", "main"):
-            raise ValueError(f"{value!r} is a moving tag; name a release such as 0.32.15")
-        return value
-
     @field_validator("keep_alive")
     @classmethod
     def _not_negative(cls, value: timedelta | str) -> timedelta | str:
@@ -141,18 +119,6 @@ class OllamaSettings(RoleSettings):
             raise ValueError("gpu_count, gpu_device_ids and spread are for accelerator=nvidia, not cpu")
         if self.gpu_device_ids and self.gpu_count != "all":
             raise ValueError("give gpu_count or gpu_device_ids, not both")
-        if self.image_archive is None:
-            if self.image_archive_sha256:
-                raise ValueError("image_archive_sha256 needs image_archive")
-            return self
-        if not self.enabled:
-            return self
-        if self.mirror or self.digest:
-            raise ValueError("image_archive replaces mirror and digest; give one way to get the image")
-        archive = imagearchive.read(self.image_archive)
-        archive.ids(self.reference)
-        if self.image_archive_sha256 and imagearchive.sha256(self.image_archive) != self.image_archive_sha256:
-            raise ValueError(f"{self.image_archive} does not have the SHA-256 in image_archive_sha256")
         return self
 
     def problems_on(self, host: str, data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -165,10 +131,9 @@ class OllamaSettings(RoleSettings):
             yield ("gpu_count",), "mig.layouts divides GPUs here: name MIG devices in gpu_device_ids, such as 0:0"
 
     @property
-    def reference(self) -> str:
-        """Name of the image as Compose and the engine use it."""
-        name = f"{self.mirror}/{self.image}" if self.mirror else self.image
-        return f"{name}:{self.version}" + (f"@{self.digest}" if self.digest else "")
+    def image_names(self) -> tuple[str, ...]:
+        """The one image the role runs."""
+        return ("ollama",)
 
     @property
     def publish(self) -> str:

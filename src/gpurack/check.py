@@ -28,7 +28,7 @@ def show(inventory: Inventory, console: Console, *, everything: bool = False) ->
         for column in ("role", "setting", "value", "from"):
             table.add_column(column, overflow="fold")
         for role, model in role_models().items():
-            merged = merge(layers, role)
+            merged = merge(layers, role, model)
             settings = model.model_validate(merged.values)
             if not settings.enabled:
                 table.add_row(role, "(not applied)", "", _origin(merged, ("enabled",)))

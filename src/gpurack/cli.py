@@ -14,6 +14,7 @@ from gpurack import check as offline
 from gpurack import gpus
 from gpurack.controls import Status
 from gpurack.doctor.cli import doctor
+from gpurack.images_cli import images
 from gpurack.lab.cli import lab
 from gpurack.preflight import inventory_or_exit
 from gpurack.rollout.cli import rollout
@@ -33,6 +34,7 @@ def main() -> None:
 
 main.add_command(lab)
 main.add_command(doctor)
+main.add_command(images)
 main.add_command(rollout)
 main.add_command(secrets)
 

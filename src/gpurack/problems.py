@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,8 +16,21 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.ssh import ConnectorData
 
+from gpurack.catalogue import CatalogueError, catalogue
+from gpurack.images import ImageSource
+from gpurack.names import nearest
 from gpurack.secrets import Secret, SecretError, within
-from gpurack.settings import Layer, Location, Merged, RoleSettings, layers_of, merge, role_models
+from gpurack.settings import (
+    SHARED_BLOCKS,
+    Layer,
+    Location,
+    Merged,
+    RoleSettings,
+    layers_of,
+    merge,
+    role_models,
+    shared_blocks,
+)
 
 SECRET_NAME = re.compile(r"pass(word|phrase|wd)|secret|token|private|credential", re.IGNORECASE)
 CONNECTION_KEYS = frozenset(get_type_hints(ConnectorData))
@@ -59,9 +72,23 @@ def problems_in(inventory: Inventory, path: str) -> list[Problem]:
     found: dict[Problem, list[str]] = {}
     for host in inventory:
         for problem in _problems_of(host, Path(path)):
-            found.setdefault(problem, []).append(host.name)
+            hosts = found.setdefault(problem, [])
+            if host.name not in hosts:  # a shared block is looked at by every role that has it
+                hosts.append(host.name)
     shared = [replace(problem, hosts=tuple(hosts)) for problem, hosts in found.items()]
-    return [*_group_files_without_group(inventory, Path(path)), *shared]
+    return [*_catalogue_problems(), *_group_files_without_group(inventory, Path(path)), *shared]
+
+
+def _catalogue_problems() -> Iterator[Problem]:
+    """Yield what is wrong with ``images.toml``, if a role needs it."""
+    if not any("images" in shared_blocks(model) for model in role_models().values()):
+        return
+    try:
+        catalogue()
+    except CatalogueError as error:
+        file, _, rest = str(error).partition(": ")
+        field, _, message = rest.partition(": ")
+        yield Problem(file, field, "", message) if message else Problem(file, "images", "", field)
 
 
 def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
@@ -71,7 +98,7 @@ def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
     yield from _connection_problems(layers, path)
     data = {key: value for layer in layers for key, value in layer.data.items()}
     for role, model in role_models().items():
-        merged = merge(layers, role)
+        merged = merge(layers, role, model)
         try:
             settings = model.model_validate(merged.values)
         except ValidationError as errors:
@@ -79,11 +106,23 @@ def _problems_of(host: Host, path: Path) -> Iterator[Problem]:
                 yield _from_pydantic(error, role, model, merged, path)
         else:
             if settings.enabled:
-                for location, message in (*_secrets_not_had(settings), *settings.problems_on(host.name, data)):
+                found = (*_secrets_not_had(settings), *_image_problems(settings))
+                for location, message in (*found, *settings.problems_on(host.name, data)):
                     layer = merged.origin(location) or layers[-2]
                     given = _value_at(merged.values, location)
                     value = "" if given is None else masked(location, given, model)
-                    yield Problem(file_of(layer, path), _dotted(role, location), value, message)
+                    yield Problem(file_of(layer, path), _dotted(role, location, layer), value, message)
+
+
+def _image_problems(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
+    images = getattr(settings, "images", None)
+    if isinstance(images, ImageSource):
+        try:
+            for location, message in images.problems(settings.image_names):
+                yield ("images", *location), message
+        except CatalogueError as error:
+            if "no image" in str(error):  # anything else is said once, of the file
+                yield ("images",), f"the role needs an image that is not in the catalogue: {error}"
 
 
 def _secrets_not_had(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
@@ -97,7 +136,16 @@ def _secrets_not_had(settings: RoleSettings) -> Iterator[tuple[Location, str]]:
 def _unknown_names(layer: Layer, path: Path) -> Iterator[Problem]:
     roles = role_models()
     for key, value in layer.data.items():
-        if key in roles:
+        if key in SHARED_BLOCKS:
+            if not isinstance(value, Mapping):
+                example = next(iter(SHARED_BLOCKS[key].model_fields))
+                yield Problem(
+                    file_of(layer, path),
+                    key,
+                    masked((key,), value),
+                    f'{key} is a dictionary, shared by all roles, such as {key} = {{"{example}": ...}}',
+                )
+        elif key in roles:
             if not isinstance(value, Mapping):
                 example = next(iter(roles[key].model_fields))
                 yield Problem(
@@ -114,8 +162,9 @@ def _unknown_names(layer: Layer, path: Path) -> Iterator[Problem]:
         elif key.startswith("_"):
             if key not in ARGUMENT_KEYS:
                 yield Problem(file_of(layer, path), key, "", f"unknown pyinfra argument{nearest(key, ARGUMENT_KEYS)}")
-        elif isinstance(value, Mapping) or difflib.get_close_matches(key, roles, n=1, cutoff=0.8):
-            yield Problem(file_of(layer, path), key, "", f"no role of this name{nearest(key, roles)}")
+        elif isinstance(value, Mapping) or difflib.get_close_matches(key, [*roles, *SHARED_BLOCKS], n=1, cutoff=0.8):
+            known = [*roles, *SHARED_BLOCKS]
+            yield Problem(file_of(layer, path), key, "", f"no role of this name{nearest(key, known)}")
 
 
 def _connection_problems(layers: list[Layer], path: Path) -> Iterator[Problem]:
@@ -150,14 +199,16 @@ def _group_files_without_group(inventory: Inventory, path: Path) -> Iterator[Pro
 def _from_pydantic(error: ErrorDetails, role: str, model: type[RoleSettings], merged: Merged, path: Path) -> Problem:
     location = tuple(part for part in error["loc"] if not _is_type_tag(part))
     message = error["msg"]
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" and len(location) == 1 and location[0] in model.moved:
+        message = f"no longer a setting of this role: {model.moved[str(location[0])]}"
+    elif error["type"] == "extra_forbidden":
         message = f"unknown setting{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
     elif error["type"] == "missing":
         message = "required, and has no default"
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     layer = merged.origin(location)
     value = "" if error["type"] in {"missing", "extra_forbidden"} else masked(location, error["input"], model)
-    return Problem(file_of(layer, path) if layer else str(path), _dotted(role, location), value, message)
+    return Problem(file_of(layer, path) if layer else str(path), _dotted(role, location, layer), value, message)
 
 
 def _is_type_tag(part: str | int) -> bool:
@@ -168,10 +219,14 @@ def _is_type_tag(part: str | int) -> bool:
 def _fields_at(model: type[BaseModel], location: Location) -> Iterable[str]:
     """Return the field names a model knows at a location, going down through models and lists of models."""
     current: Any = model
+    keyed = False  # whether the next part is the key of a dictionary of models
     for part in location:
-        if isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
+        if keyed:
+            keyed = False
+        elif isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(part)
             current = next(_models_in(field.annotation), None) if field else None
+            keyed = field is not None and get_origin(field.annotation) is dict
     return current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else ()
 
 
@@ -208,14 +263,6 @@ def masked(location: Location, value: Any, model: type[BaseModel] | None = None)
     return text if len(text) <= 80 else text[:76] + " ..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" or, with nothing near, "; known are ..." for an unknown name."""
-    names = sorted(known)
-    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
-        return f"; did you mean {close[0]}?"
-    return f"; known are {', '.join(names)}" if names else ""
-
-
 def file_of(layer: Layer, path: Path) -> str:
     """Return where a layer's data is written."""
     if layer.name == "command line":
@@ -227,11 +274,12 @@ def file_of(layer: Layer, path: Path) -> str:
     return str(next((file for file in candidates if file.is_file()), path))
 
 
-def _dotted(role: str, location: Location) -> str:
-    text = role
+def _dotted(role: str, location: Location, layer: Layer | None) -> str:
+    """Return a location as it is written in an inventory: a shared block is not below the role."""
+    text = "" if layer and layer.block else role
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text
+    return text.removeprefix(".")
 
 
 def _value_at(values: Any, location: Location) -> Any:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from gpurack.secrets import Secret
-from gpurack.settings import role_models
+from gpurack.settings import SHARED_BLOCKS, role_models, shared_blocks
 
 HEADER = """\
 # Settings
@@ -22,10 +22,24 @@ entry in `hosts.py`, each role has one dictionary of this name: `docker = {"log_
 override group values, which override the defaults below, field by field.
 """
 
+SHARED = """\
+
+## {name}, for all roles
+
+{summary} Written beside the roles, `{name} = {{"{example}": ...}}`; a role's own `{name}` overrides it, field by field.
+
+| setting | type | default | |
+|---|---|---|---|
+"""
+
 
 def reference() -> str:
     """Return the whole reference as Markdown."""
     parts = [HEADER]
+    for name, model in SHARED_BLOCKS.items():
+        summary = (model.__doc__ or "").strip().splitlines()[0]
+        parts.append(SHARED.format(name=name, summary=summary, example=next(iter(model.model_fields))))
+        parts += [f"| {' | '.join(row)} |\n" for row in _rows(model, "")]
     for role, model in role_models().items():
         summary = (model.__doc__ or "").strip().splitlines()[0]
         parts.append(f"\n## {role}\n\n{summary}\n\n| setting | type | default | |\n|---|---|---|---|\n")
@@ -34,7 +48,11 @@ def reference() -> str:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    shared = set(shared_blocks(model))
     for name, field in model.model_fields.items():
+        if name in shared:
+            yield f"`{prefix}{name}`", "dictionary", "as for all roles", f"See [{name}](#{name}-for-all-roles)."
+            continue
         yield f"`{prefix}{name}`", _type(field.annotation), _default(field), _cell(field.description or "")
         for nested, suffix in _nested(field.annotation):
             yield from _rows(nested, f"{prefix}{name}{suffix}.")
@@ -44,11 +62,11 @@ def _nested(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, ""
         return
-    listed = get_origin(annotation) in (list, tuple, set, frozenset)
-    named = get_origin(annotation) is dict
+    origin = get_origin(annotation)
+    step = "[]" if origin in (list, tuple, set, frozenset) else ".<name>" if origin is dict else ""
     for argument in get_args(annotation):
         for model, suffix in _nested(argument):
-            yield model, f"[]{suffix}" if listed else f".<name>{suffix}" if named else suffix
+            yield model, f"{step}{suffix}"
 
 
 def _type(annotation: Any) -> str:
@@ -93,6 +111,8 @@ def _default(field: FieldInfo) -> str:
         return _cell(f"`{value.reference}`")
     if isinstance(value, Enum):
         value = value.value
+    if value == {}:
+        return "empty"
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(map(str, value)) if isinstance(value, set | frozenset) else [str(item) for item in value]
         return _cell(", ".join(f"`{item}`" for item in items)) or "empty"

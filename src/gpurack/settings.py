@@ -2,22 +2,24 @@
 
 Every role has one pydantic model in ``roles/<role>/settings.py``. A value is looked for in the host's own data, then
 in its groups' data, then in the data of ``all``, then in the model's defaults; mappings are merged field by field,
-everything else, and a reference to a secret, is replaced as a whole.
+everything else, and a reference to a secret, is replaced as a whole. A shared block (``images``) is written once for
+all roles: a role's field of that name starts from it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from gpurack.images import ImageSource
 from gpurack.secrets.secret import is_reference
 
 if TYPE_CHECKING:
@@ -41,10 +43,20 @@ MirrorUrl = Annotated[str, AfterValidator(_mirror_url)]
 """URL of a repository or a mirror of it; a slash at its end is dropped."""
 
 
+SHARED_BLOCKS: Mapping[str, type[BaseModel]] = {"images": ImageSource}
+"""Settings at an inventory's top level that several roles have as a field: name -> model."""
+
+
 class RoleSettings(BaseModel):
-    """Base of every role's settings: unknown fields are errors, instances are immutable."""
+    """Base of every role's settings: unknown fields are errors, instances are immutable.
+
+    Attributes:
+        moved: fields of earlier releases -> where that is set now, for the message to those who still have them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    moved: ClassVar[Mapping[str, str]] = {}
 
     enabled: bool = Field(default=True, description="Apply the role to the host; turning it off removes nothing.")
 
@@ -60,6 +72,11 @@ class RoleSettings(BaseModel):
         """
         del host, data
         yield from ()
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names in ``images.toml`` of the images the role runs with these settings; for roles with ``images``."""
+        return ()
 
 
 S = TypeVar("S", bound=RoleSettings)
@@ -89,10 +106,17 @@ def role_models(root: Path = Path()) -> dict[str, type[RoleSettings]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of data for a host: a group, ``all`` or the host's own entry."""
+    """One source of data for a host: a group, ``all`` or the host's own entry.
+
+    Attributes:
+        name: ``group gpu``, ``host gpu1.example.org``, ``command line``.
+        data: its top-level values.
+        block: the shared block a role's value was taken from; None for the role's own values.
+    """
 
     name: str
     data: Mapping[str, Any]
+    block: str | None = None
 
 
 def layers_of(host: Host) -> list[Layer]:
@@ -120,9 +144,29 @@ class Merged:
         return None
 
 
-def merge(layers: list[Layer], role: str) -> Merged:
-    """Merge a role's mapping from every layer, later layers winning field by field."""
+def shared_blocks(model: type[BaseModel]) -> Iterator[str]:
+    """Yield the names of the shared blocks a role's model has as a field."""
+    for name, block in SHARED_BLOCKS.items():
+        field = model.model_fields.get(name)
+        if field is not None and field.annotation is block:
+            yield name
+
+
+def merge(layers: list[Layer], role: str, model: type[RoleSettings] | None = None) -> Merged:
+    """Merge a role's mapping from every layer, later layers winning field by field.
+
+    Args:
+        layers: weakest first.
+        role: name of the role.
+        model: its settings; the shared blocks it has are merged first, so that the role's own values win.
+    """
     merged = Merged()
+    for block in shared_blocks(model) if model else ():
+        for layer in layers:
+            value = layer.data.get(block)
+            if isinstance(value, Mapping):
+                below = merged.values.setdefault(block, {})
+                _overlay(below, value, replace(layer, block=block), (block,), merged.origins)
     for layer in layers:
         value = layer.data.get(role)
         if isinstance(value, Mapping):
@@ -155,7 +199,7 @@ def settings_for(host: Host, model: type[S]) -> S:
         pydantic.ValidationError: a value is wrong. ``gpurack.preflight`` reports these before any connection.
     """
     role = model.__module__.split(".")[-2]
-    return model.model_validate(merge(layers_of(host), role).values)
+    return model.model_validate(merge(layers_of(host), role, model).values)
 
 
 def settings_of(host: Host, role: str) -> Any:

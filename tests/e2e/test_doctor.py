@@ -30,7 +30,7 @@ pytestmark = pytest.mark.host
 
 SETTINGS = {
     "accelerator": "cpu",
-    "image_archive": str(archive()),
+    "images": {"archives": {"ollama": str(archive())}},
     "health_interval": "PT1S",
     "health_start_period": "PT0S",
     "ready_timeout": "PT40S",

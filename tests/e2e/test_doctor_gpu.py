@@ -41,7 +41,7 @@ from tests.testbed.site import Site
 pytestmark = pytest.mark.host
 
 SETTINGS = {
-    "image_archive": str(archive()),
+    "images": {"archives": {"ollama": str(archive())}},
     "health_interval": "PT1S",
     "health_start_period": "PT0S",
     "ready_timeout": "PT40S",

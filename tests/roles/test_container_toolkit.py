@@ -90,7 +90,11 @@ def test_daemon_is_told_what_its_version_knows(site: Any, machine: Any, release:
 @pytest.fixture(scope="module")
 def image(site: Any, machine: Any) -> str:
     """Load an image with Python and return its name."""
-    site.settings["ollama"] = {"accelerator": "cpu", "image_archive": str(archive()), "ready_timeout": "PT40S"}
+    site.settings["ollama"] = {
+        "accelerator": "cpu",
+        "images": {"archives": {"ollama": str(archive())}},
+        "ready_timeout": "PT40S",
+    }
     assert site.run("ollama").ok
     del site.settings["ollama"]
     machine.ssh("docker rm --force ollama-ollama-1")
@@ -146,7 +150,12 @@ def test_containers_follow_to_the_other_cgroup_driver(site: Any, machine: Any, i
 
 
 def test_ollama_gets_its_gpus_the_way_the_host_gives_them(site: Any, machine: Any, image: str) -> None:
-    gpus = {"image_archive": str(archive()), "health_interval": "PT1S", "ready_timeout": "PT40S", "spread": True}
+    gpus = {
+        "images": {"archives": {"ollama": str(archive())}},
+        "health_interval": "PT1S",
+        "ready_timeout": "PT40S",
+        "spread": True,
+    }
     for chosen in ({}, {"gpu_count": 1}, {"gpu_device_ids": ["0"]}):
         site.settings["ollama"] = {**gpus, **chosen}
         run = site.run("ollama")

@@ -27,17 +27,21 @@ def base_settings() -> dict[str, Any]:
     """Return settings for a host without a GPU, with short health checks."""
     return {
         "accelerator": "cpu",
-        "image_archive": str(archive()),
         "health_interval": "PT1S",
         "health_start_period": "PT0S",
         "ready_timeout": "PT40S",
     }
 
 
+def images(version: str = "0.32.15") -> dict[str, Any]:
+    """Return the site's source of images: the double's archive, of another release if asked for."""
+    return {"archives": {"ollama": str(archive(version))}, "overrides": {"ollama": {"tag": version}}}
+
+
 @pytest.fixture(scope="module")
 def site(machine: Any, site_for: Any) -> Any:
     """Return a site of one host whose first run brought up the service."""
-    site = site_for(machine, {"docker": {}, "ollama": base_settings()})
+    site = site_for(machine, {"docker": {}, "ollama": base_settings(), "images": images()})
     first = site.run("docker", "ollama")
     assert first.ok, first.output
     return site
@@ -142,7 +146,7 @@ def test_a_moved_data_root_brings_image_and_service_along(site: Any, machine: An
 
 def test_a_changed_archive_is_loaded_and_run(site: Any, machine: Any) -> None:
     before = container_id(machine)
-    site.settings["ollama"] = {**base_settings(), "image_archive": str(archive("0.32.14")), "version": "0.32.14"}
+    site.settings["images"] = images("0.32.14")
     assert changed(site.run("ollama"), machine) >= 2
     site.assert_controls("ollama", machine)
     assert container_id(machine) != before
@@ -156,15 +160,15 @@ def test_a_service_that_does_not_get_healthy_fails_with_its_last_words(site: Any
     assert not run.ok
     assert "is not healthy after" in run.output, run.output
     assert "address already in use" in run.output, run.output
-    site.settings["ollama"] = base_settings()
+    site.settings |= {"ollama": base_settings(), "images": images()}
     assert changed(site.run("ollama"), machine) > 0
     site.assert_controls("ollama", machine)
 
 
 def test_wrong_settings_open_no_connection(site: Any, machine: Any, tmp_path: Path) -> None:
-    site.settings["ollama"] = {**base_settings(), "image_archive": str(tmp_path / "gone.tar")}
+    site.settings["images"] = {"archives": {"ollama": str(tmp_path / "gone.tar")}}
     run = site.run("ollama")
-    site.settings["ollama"] = base_settings()
+    site.settings["images"] = images()
     assert run.returncode == 2, run.output
     assert "gone.tar" in run.output and "Connected" not in run.output
 

@@ -18,7 +18,7 @@ from pyinfra.api.state import State
 
 from gpurack.controls import Result, Status
 from gpurack.lab import Machine
-from gpurack.settings import role_models
+from gpurack.settings import SHARED_BLOCKS, role_models
 from gpurack.ssh import transport
 from gpurack.verify import verify_host
 
@@ -57,8 +57,8 @@ class Site:
 
     Attributes:
         machines: the hosts, each in the groups ``gpu`` and ``all``.
-        settings: role -> settings as in group_data; may be changed between runs. Roles that are not in it are
-            disabled, unless a run names them.
+        settings: role or shared block -> settings as in group_data; may be changed between runs. Roles that are not
+            in it are disabled, unless a run names them.
         folder: where the inventory is written.
     """
 
@@ -143,7 +143,10 @@ class Site:
         (self.folder / "group_data/all.py").write_text("".join(lines))
 
     def _all_settings(self, roles: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        return {role: self.settings.get(role, {} if role in roles else {"enabled": False}) for role in role_models()}
+        shared = {name: self.settings[name] for name in SHARED_BLOCKS if name in self.settings}
+        return shared | {
+            role: self.settings.get(role, {} if role in roles else {"enabled": False}) for role in role_models()
+        }
 
     def results(self, role: str, machine: Machine) -> list[Result]:
         """Run a role's controls on a host and return what they found."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -15,10 +14,11 @@ from pydantic import ValidationError
 
 from gpurack import imagearchive
 from gpurack.gpu.runtime import Mode, reservation
+from gpurack.images import ImageSource
 from gpurack.rendering import render
 from roles.ollama.settings import OllamaSettings
 
-REFERENCE = OllamaSettings().reference
+REFERENCE = ImageSource().reference("ollama")
 
 
 def compose(mode: Mode = Mode.RUNTIME, **values: Any) -> str:
@@ -122,18 +122,11 @@ def test_what_ollama_decides_itself_is_left_out() -> None:
     assert OllamaSettings(keep_alive="forever").environment["OLLAMA_KEEP_ALIVE"] == "-1"
 
 
-def test_image_names() -> None:
-    digest = "sha256:" + "0" * 64
-    assert OllamaSettings(mirror="registry.example.org:5000").reference == f"registry.example.org:5000/{REFERENCE}"
-    assert OllamaSettings(digest=digest).reference == f"{REFERENCE}@{digest}"
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"kv_cache_type": "q8_0"}, "only with flash_attention=True"),
         ({"kv_cache_type": "q4_0", "flash_attention": False}, "only with flash_attention=True"),
-        ({"version": "latest"}, "moving tag"),
         ({"models_dir": "srv/ollama"}, "absolute path"),
         ({"models_dir": "/srv"}, "system directory"),
         ({"models_dir": "/srv/a:b"}, "no colon"),
@@ -145,8 +138,6 @@ def test_image_names() -> None:
         ({"keep_alive": timedelta(seconds=-1)}, "forever"),
         ({"origins": ["chat.example.org"]}, "match pattern"),
         ({"publish_address": "localhost"}, "IPv4"),
-        ({"image_archive_sha256": "0" * 64}, "needs image_archive"),
-        ({"image_archive": "no/such.tar"}, "no/such.tar: No such file.*starts at the repository root"),
         ({"health_interval": timedelta(0)}, "one second or more"),
     ],
 )
@@ -155,30 +146,11 @@ def test_wrong_settings_are_refused_with_a_reason(values: dict[str, Any], words:
         OllamaSettings(**values)
 
 
-def test_archive_of_another_image_is_refused(archive: Path) -> None:
-    with pytest.raises(ValidationError, match=f"holds {REFERENCE}, not ollama/ollama:0.1.0"):
-        OllamaSettings(image_archive=archive, version="0.1.0")
-
-
-def test_archive_excludes_a_mirror(archive: Path) -> None:
-    with pytest.raises(ValidationError, match="replaces mirror and digest"):
-        OllamaSettings(image_archive=archive, mirror="registry.example.org")
-
-
-def test_archive_with_another_checksum_is_refused(archive: Path) -> None:
-    right = hashlib.sha256(archive.read_bytes()).hexdigest()
-    assert OllamaSettings(image_archive=archive, image_archive_sha256=right).image_archive == archive
-    with pytest.raises(ValidationError, match="does not have the SHA-256"):
-        OllamaSettings(image_archive=archive, image_archive_sha256="0" * 64)
-
-
-def test_archive_means_no_pull(archive: Path) -> None:
-    assert "pull_policy: never" in compose(image_archive=archive)
-    assert "pull_policy" not in compose()
-
-
-def test_missing_archive_of_a_disabled_role_is_no_error() -> None:
-    assert OllamaSettings(enabled=False, image_archive="no/such.tar").reference == REFERENCE
+def test_compose_is_not_to_pull_the_image() -> None:
+    """It is on the host before: loaded from its archive, or pulled with the site's login."""
+    assert f'image: "{REFERENCE}"' in compose() and "pull_policy: never" in compose()
+    mirror = {"mirrors": {"docker.io": "registry.example.org:5000"}}
+    assert f'image: "registry.example.org:5000/{REFERENCE}"' in compose(images=mirror)
 
 
 def test_archive_ids(archive: Path) -> None:

@@ -6,9 +6,8 @@ toolkit comes from NVIDIA's repository only, which a lab is not expected to reac
 
 from gpurack.lab.ollama_double import archive
 
-ollama = {
-    "accelerator": "cpu",
-    "image_archive": str(archive()),
-}
+images = {"archives": {"ollama": str(archive())}}
+
+ollama = {"accelerator": "cpu"}
 
 container_toolkit = {"enabled": False}

@@ -30,7 +30,6 @@ take_restore_point() {
             "are kept free. Nothing was changed and the old release goes on; make room, or move data_dir."
         return 1
     fi
-    docker image inspect "$reference" >/dev/null 2>&1 || docker pull --quiet "$reference" >/dev/null || return 1
     # Stopped and not merely locked: the vector store and the documents must be of the same moment as the database.
     # The container may be gone, or be one from before gpurack.
     ids=$(docker ps --quiet --filter "volume=$data/storage"); test -z "$ids" || docker stop --time 60 $ids >/dev/null || return 1

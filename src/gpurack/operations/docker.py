@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 from collections.abc import Generator
@@ -16,9 +17,11 @@ from pyinfra.facts.files import Sha256File
 from pyinfra.operations import files
 
 from gpurack import imagearchive
+from gpurack.catalogue import CatalogueError
 from gpurack.diff import log_diff
 from gpurack.facts.docker import ImageId, Networks
 from gpurack.facts.textfile import TextFile
+from gpurack.images import Credential, ImageSource
 from gpurack.rendering import render
 
 Commands = Generator[str | PyinfraCommand, None, None]
@@ -28,6 +31,10 @@ DEFAULT_DATA_ROOT = "/var/lib/docker"
 NETWORK = "gpurack"
 """The network on which the services of a host find each other."""
 UPLOADS = "/var/lib/gpurack/upload"
+LOGINS = "/etc/gpurack/registry"
+"""One client configuration an image: root's own logins, and what else is in his config.json, stay as they are."""
+DOCKER_HUB = "https://index.docker.io/v1/"
+"""The name under which Docker's client keeps a login at Docker Hub."""
 
 # dockerd 20.10 has no --validate. It reads its file before it looks at the log level, so that an impossible level
 # stops it after the file was accepted and before anything is started.
@@ -126,14 +133,6 @@ def repository_key(url: str, dest: str, sha256: str) -> Commands:
     )
 
 
-def image(images: Any, name: str) -> None:
-    """Stand-in until the catalogue lands."""
-    if images.archive(name):
-        image_from_archive(
-            name="Load the image from its archive", reference=images.reference(name), archive=images.archive(name)
-        )
-
-
 @operation()
 def network(network: str = NETWORK) -> Commands:
     """Make a bridge network, over which services of several Compose projects reach each other by name.
@@ -144,6 +143,85 @@ def network(network: str = NETWORK) -> Commands:
         host.noop(f"network {network} is there")
         return
     yield f"docker network create --driver bridge --label org.gpurack.managed=true {shlex.quote(network)}"
+
+
+def image(images: ImageSource, name: str) -> None:
+    """Declare what brings an image of the catalogue to the host: its archive, or a pull with the site's login.
+
+    A Compose service that runs it says ``image: <images.reference(name)>`` and ``pull_policy: never``.
+
+    Args:
+        images: where the site gets its images from.
+        name: of the image in ``images.toml``.
+
+    Raises:
+        OperationError: the catalogue or the archive cannot be used.
+    """
+    try:
+        reference, archive, credential = images.reference(name), images.archive(name), images.credential(name)
+    except CatalogueError as error:
+        raise OperationError(str(error)) from None
+    if archive:
+        image_from_archive(
+            name=f"Load image {name} from its archive",
+            reference=reference,
+            archive=archive,
+        )
+    folder = f"{LOGINS}/{name}"
+    if credential:
+        files.directory(
+            name=f"Keep the login for image {name}",
+            path=folder,
+            user="root",
+            group="root",
+            mode="700",
+        )
+        files.put(
+            name=f"Log in for image {name}",
+            src=StringIO(login_file(images.registry(name), credential)),
+            dest=f"{folder}/config.json",
+            user="root",
+            group="root",
+            mode="600",
+        )
+    else:
+        files.directory(
+            name=f"Keep no login for image {name}",
+            path=folder,
+            present=False,
+        )
+    if not archive:
+        image_from_registry(
+            name=f"Pull image {name}",
+            reference=reference,
+            config=folder if credential else None,
+        )
+
+
+def login_file(registry: str, credential: Credential) -> str:
+    """Return a config.json of Docker's client with one login, as `docker login` writes it without a helper."""
+    server = DOCKER_HUB if registry == "docker.io" else registry
+    pair = f"{credential.username}:{credential.password.get_secret_value()}"
+    return json.dumps({"auths": {server: {"auth": base64.b64encode(pair.encode()).decode()}}}) + "\n"
+
+
+@operation()
+def image_from_registry(reference: str, config: str | None = None) -> Commands:
+    """Pull an image, unless the host has it; a reference with a digest is had only as exactly that image.
+
+    + reference: name with tag, and with the digest where it is known
+    + config: directory of a client configuration with the login; none: no login
+    """
+    if host.get_fact(ImageId, reference=reference):
+        host.noop(f"image {reference} is on the host")
+        return
+    name = shlex.quote(reference)
+    option = f" --config {shlex.quote(config)}" if config else ""
+    yield (
+        f"docker{option} pull --quiet {name} >/dev/null && exit 0\n"
+        f"echo 'image '{name}' cannot be pulled; images.mirrors, images.credentials or images.archives in the settings "
+        "say where images come from' >&2; exit 1"
+    )
 
 
 @operation()

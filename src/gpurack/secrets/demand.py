@@ -44,7 +44,7 @@ def demands(inventory: Inventory) -> tuple[dict[str, Demand], list[str]]:
     for host in inventory:
         layers = layers_of(host)
         for role, model in role_models().items():
-            values = merge(layers, role).values
+            values = merge(layers, role, model).values
             try:
                 settings = model.model_validate(values)
             except ValidationError:
