@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from gpurack.images import ImageSource
-from gpurack.ollama.names import ModelName
 from gpurack.names import nearest
+from gpurack.ollama.names import ModelName
 from gpurack.secrets import Secret, SecretError, Shape
 from gpurack.settings import Location, RoleSettings
 from roles.anythingllm.accounts import Account, Administrator, Slug, Username, Workspace
@@ -89,9 +89,7 @@ class AnythingllmSettings(RoleSettings):
     """AnythingLLM: models, secrets, users, workspaces and keys, and where its data is."""
 
     enabled: bool = Field(False, description="Apply the role to the host; turning it off removes nothing.")
-    images: ImageSource = Field(
-        default_factory=lambda: ImageSource.model_validate({}), description="Where the image comes from"
-    )
+    images: ImageSource = Field(ImageSource(), description="Where the image comes from")
     model: str = Field("", description="Model that answers where a workspace names none, `deepseek-r1:7b`; required")
     context_tokens: int = Field(4096, ge=256, le=16_777_216, description="Context length AnythingLLM reckons with")
     embedding_model: str | None = Field(
@@ -228,6 +226,11 @@ class AnythingllmSettings(RoleSettings):
                 and (not re.fullmatch(r"[A-Za-z0-9._~-]+", value))
             ):
                 yield location, "in a connection string only letters, digits and ._~- are safe"
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names in ``images.toml`` of the images the role runs."""
+        return ("anythingllm",)
 
     @property
     def reference(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.testbed.anythingllm import STATE, ask, base_settings, image, ollama_settings, rows, secret
+from tests.testbed.anythingllm import STATE, ask, site_settings
 
 pytestmark = pytest.mark.host
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(machine: Any, site_for: Any, folder: Path) -> Any:
     """Return a site of one host whose first run brought up the service."""
-    site = site_for(machine, {"docker": {}, "ollama": ollama_settings(), "anythingllm": base_settings(folder)})
+    site = site_for(machine, site_settings(folder))
     first = site.run(*ROLES)
     assert first.ok, first.output
     for file in folder.iterdir():

@@ -24,10 +24,10 @@ def secret(folder: Path, name: str) -> dict[str, str]:
     return {"file": str(path)}
 
 
-def image(version: str = "1.16.0", fault: Fault = "") -> dict[str, Any]:
-    """Return what names a release of the double."""
+def images(version: str = "1.16.0", fault: Fault = "") -> dict[str, Any]:
+    """Return the site's source of images: both doubles' archives, AnythingLLM's of a release if asked for."""
     return {
-        "archives": {"anythingllm": str(archive(version, fault=fault))},
+        "archives": {"anythingllm": str(archive(version, fault=fault)), "ollama": str(ollama_archive())},
         "overrides": {"anythingllm": {"tag": version}},
     }
 
@@ -36,7 +36,6 @@ def base_settings(folder: Path) -> dict[str, Any]:
     """Return settings with two departments, short health checks, and secrets in files."""
     return {
         "enabled": True,
-        "images": image(),
         "model": MODEL,
         **{name: secret(folder, name) for name in NAMES},
         "admin": {"username": "root.admin", "password": secret(folder, "admin")},
@@ -60,9 +59,19 @@ def ollama_settings() -> dict[str, Any]:
     """Return settings of Ollama's double on the CPU."""
     return {
         "accelerator": "cpu",
-        "image_archive": str(ollama_archive()),
         "health_interval": "PT1S",
         "health_start_period": "PT0S",
+    }
+
+
+def site_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a host with Docker, Ollama and AnythingLLM."""
+    return {
+        "docker": {},
+        "ollama": ollama_settings(),
+        "ollama_models": {"enabled": False},
+        "anythingllm": base_settings(folder),
+        "images": images(),
     }
 
 
