@@ -86,3 +86,14 @@ def rows(machine: Machine, sql: str) -> str:
     """Return what a query of the database on the host prints."""
     database = "/srv/anythingllm/storage/anythingllm.db"
     return machine.ssh(f'sqlite3 -readonly -cmd ".timeout 5000" {database} "{sql}"').stdout.strip()
+
+
+def session(machine: Machine, folder: Path, method: str, path: str, body: Any = None) -> Any:
+    """Ask the API as the administrator who is logged in, as the web pages do."""
+    url, json_type = "http://127.0.0.1:3001", "Content-Type: application/json"
+    login = json.dumps({"username": "root.admin", "password": (folder / "secret-admin").read_text().strip()})
+    answer = machine.ssh(f"curl -sS -H '{json_type}' -d '{login}' {url}/api/request-token").stdout
+    bearer = f"Authorization: Bearer {json.loads(answer)['token']}"
+    data = json.dumps(body).replace("'", "\\u0027")
+    call = f"curl -sS -X {method} -H '{json_type}' -H '{bearer}' -d '{data}' {url}{path}"
+    return json.loads(machine.ssh(call).stdout)

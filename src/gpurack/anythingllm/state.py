@@ -134,7 +134,7 @@ def _points(data: Data, wanted: Wanted) -> str:
     return f" ({wanted.data_dir}/restore-points/{data.points[-1]})" if data.points else ""
 
 
-def needs_restore_point(data: Data, reference: str, image_id: str | None) -> bool:
+def needs_restore_point(data: Data, image_id: str | None) -> bool:
     """Tell whether another image than the last one is about to use the data, or one that nobody knows."""
     if not data.exists:
         return False

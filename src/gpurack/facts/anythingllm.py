@@ -79,6 +79,7 @@ class Instance:
         workspaces: slug -> workspace as the API gives it.
         members: slug -> login names of its members, administrators among them.
         keys: name of an API key on the host -> whether it is good.
+        loose: files with keys that others than root can read, or own.
     """
 
     answers: bool = False
@@ -88,6 +89,7 @@ class Instance:
     workspaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     members: dict[str, set[str]] = field(default_factory=dict)
     keys: dict[str, bool] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
 
 
 # No key on a command line: curl reads it from a file, or from a pipe of the shell's own printf.
@@ -96,6 +98,7 @@ command -v curl >/dev/null 2>&1 && command -v jq >/dev/null 2>&1 &&
 mode=$(curl --silent --fail --max-time 5 {url}/api/system/multi-user-mode) || exit 0
 ask() {{ curl --silent --fail --max-time 20 --config {conf} {url}"$1"; }}
 printf 'mode %s\\n' "$mode"
+find {conf} {keys} -type f '(' -perm /077 -o ! -user root ')' -printf 'loose %p\\n' 2>/dev/null
 test -f {conf} && auth=$(ask /api/v1/auth) && {{
 printf 'auth %s\\nusers %s\\n' "$auth" "$(ask /api/v1/admin/users)"
 found=$(ask /api/v1/workspaces); printf 'workspaces %s\\n' "$found"
@@ -122,6 +125,9 @@ class AnythingllmInstance(FactBase[Instance]):
         slugs: dict[int, str] = {}
         for line in output:
             kind, _, rest = line.partition(" ")
+            if kind == "loose":
+                found.loose.append(rest)
+                continue
             name = ""
             if kind in ("members", "key"):
                 name, _, rest = rest.partition(" ")

@@ -123,7 +123,7 @@ def release(
         f"$(docker image inspect --format '{{{{.Id}}}}' {shlex.quote(reference)}) {shlex.quote(embedder)} "
         f">{MARKER}.new && mv {MARKER}.new {MARKER}"
     )
-    if not found.pending and not notes.needs_restore_point(found, reference, image_id):
+    if not found.pending and not notes.needs_restore_point(found, image_id):
         yield from compose.project._inner(project=PROJECT, src=src, timeout=timeout, **data)
         if (found.reference, found.image_id, found.embedder) != (reference, image_id, embedder):
             yield note
@@ -183,8 +183,11 @@ def api_keys(url: str, login: Content, names: tuple[str, ...]) -> Commands:
     """
     found = host.get_fact(AnythingllmInstance, url=url)
     missing = [name for name in names if not found.keys.get(name)]
+    for path in found.loose:
+        yield f"chown root:root {shlex.quote(path)} && chmod 600 {shlex.quote(path)}"
     if found.authorised and not missing:
-        host.noop("the API keys are there")
+        if not found.loose:
+            host.noop("the API keys are there")
         return
     yield from sealed_file._inner(dest=REQUEST, content=login)
     script = (
