@@ -9,7 +9,7 @@ from pyinfra import host
 from pyinfra.api import OperationError, deploy
 from pyinfra.operations import apt, files
 
-from gpurack import notices
+from gpurack import imagearchive, notices
 from gpurack.anythingllm.state import API_KEYS, STATE, Wanted, fingerprint, obstacles
 from gpurack.facts.anythingllm import AnythingllmData, AnythingllmInstance
 from gpurack.facts.docker import ImageId
@@ -34,7 +34,7 @@ def anythingllm(settings: AnythingllmSettings) -> None:
     wanted = Wanted(
         keys=fingerprint(secrets["SIG_KEY"], secrets["SIG_SALT"]),
         embedder=settings.embedder,
-        image_id=host.get_fact(ImageId, reference=settings.reference),
+        image_ids=_image_ids(settings),
         data_dir=settings.data_dir,
     )
     if reasons := list(obstacles(host.get_fact(AnythingllmData, data_dir=settings.data_dir), wanted)):
@@ -68,6 +68,14 @@ def anythingllm(settings: AnythingllmSettings) -> None:
         secrets=tuple(secrets),
     )
     _tell(settings)
+
+
+def _image_ids(settings: AnythingllmSettings) -> frozenset[str]:
+    """Return the IDs the image may have: a tag on the host may still be that of an archive of before."""
+    if archive := settings.images.archive("anythingllm"):
+        return imagearchive.read(archive).ids(settings.reference)
+    found = host.get_fact(ImageId, reference=settings.reference)
+    return frozenset({found} if found else ())
 
 
 def _tell(settings: AnythingllmSettings) -> None:

@@ -74,13 +74,13 @@ class Wanted:
     Attributes:
         keys: fingerprint of SIG_KEY and SIG_SALT.
         embedder: what embeds documents, and where the pieces are kept, such as ``ollama:bge-m3 lancedb``.
-        image_id: ID of the image if the host has it already.
+        image_ids: IDs the image may have on the host: those in its archive, or the one the host has already.
         data_dir: the data directory.
     """
 
     keys: str
     embedder: str
-    image_id: str | None
+    image_ids: frozenset[str]
     data_dir: str
 
 
@@ -110,7 +110,7 @@ def obstacles(data: Data, wanted: Wanted) -> Iterator[str]:
             "them: set embedding_model and vector_database as they were, or remove the documents from all workspaces "
             "first and embed them again afterwards"
         )
-    if data.refused and wanted.image_id and data.refused.split(" ", 1)[0] == wanted.image_id:
+    if data.refused and data.refused.split(" ", 1)[0] in wanted.image_ids:
         yield (
             f"this release was tried and taken back ({data.refused.partition(' ')[2]}): choose another, or remove "
             f"{REFUSED} to try it again"

@@ -131,10 +131,7 @@ class AnythingllmInstance(FactBase[Instance]):
             name = ""
             if kind in ("members", "key"):
                 name, _, rest = rest.partition(" ")
-            try:
-                answer: dict[str, Any] = json.loads(rest)
-            except ValueError:
-                answer = {}
+            answer = _object(rest)
             if kind == "mode":
                 found.answers, found.multi_user = "multiUserMode" in answer, answer.get("multiUserMode") is True
             elif kind == "auth":
@@ -149,3 +146,12 @@ class AnythingllmInstance(FactBase[Instance]):
             elif kind == "key":
                 found.keys[name] = answer.get("authenticated") is True
         return found
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a text; an empty one where there is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
