@@ -13,4 +13,5 @@ apply(
     "docker",
     "ollama",
     "ollama_models",
+    "anythingllm",
 )

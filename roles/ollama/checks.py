@@ -9,6 +9,7 @@ from gpurack import imagearchive
 from gpurack.controls import NotApplicable, control
 from gpurack.gpu.evidence import daemon_mode
 from gpurack.gpu.runtime import reservation
+from gpurack.operations.docker import NETWORK
 from roles.ollama.settings import OllamaSettings
 
 
@@ -173,3 +174,12 @@ def test_compose_file(host: Any, settings: OllamaSettings) -> None:
     ports = [(item.get("host_ip"), item["published"], item["target"]) for item in service.get("ports", [])]
     wanted = [(str(settings.publish_address), str(settings.publish_port), 11434)]
     assert ports == wanted, f"{path} publishes {ports}, not {wanted}"
+
+
+@control("OLLA-11", "Other services of the host reach the server by name", severity="high")
+def test_network(host: Any, settings: OllamaSettings) -> None:
+    """AnythingLLM and the gateway ask http://ollama:11434 over Docker's network, not over the published port."""
+    networks = _container(host)["NetworkSettings"]["Networks"]
+    assert NETWORK in networks, f"the container is on {', '.join(networks) or 'no network'}, not on {NETWORK}"
+    aliases = networks[NETWORK].get("Aliases") or []
+    assert "ollama" in aliases, f"its names on {NETWORK} are {', '.join(aliases)}, without ollama"

@@ -48,6 +48,7 @@ def ollama(settings: OllamaSettings) -> None:
             names=[model.name for model in models.models_pulled] if models.enabled else [],
             directory=settings.models_dir,
         )
+    docker.network(name="Make the network on which services find each other")
     compose.project(
         name="Run the project",
         project="ollama",

@@ -93,6 +93,7 @@ BREAKAGES = {
         {"OLLA-08"},
     ),
     "file-only": (f"sed -i 's/OLLAMA_NUM_PARALLEL: .*/OLLAMA_NUM_PARALLEL: \"9\"/' {COMPOSE}", {"OLLA-10"}),
+    "off-the-network": ("docker network disconnect gpurack ollama-ollama-1", {"OLLA-11"}),
     "modes": (f"chmod 644 {COMPOSE} && chmod 755 /srv/ollama", {"OLLA-07", "OLLA-10"}),
     "other-image": (
         "docker tag ollama/ollama:0.32.15 kept:1 && docker image rm --no-prune ollama/ollama:0.32.15",

@@ -19,7 +19,8 @@ CONTAINER_FORMAT = (
     '{"service":{{json (index .Config.Labels "com.docker.compose.service")}},'
     '"config_hash":{{json (index .Config.Labels "com.docker.compose.config-hash")}},'
     '"reference":{{json .Config.Image}},"image_id":{{json .Image}},"status":{{json .State.Status}},'
-    '"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}null{{end}}}'
+    '"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}null{{end}},'
+    '"networked":{{if .NetworkSettings.Networks}}true{{else}}false{{end}}}'
 )
 
 
@@ -42,6 +43,20 @@ class ImageId(FactBase[str | None]):
         return
 
 
+class Networks(FactBase[list[str]]):
+    """Return the names of Docker's networks on the host."""
+
+    default = list
+
+    def command(self) -> str:
+        """Return the command that prints one name a line."""
+        return f"{IF_DOCKER} docker network ls --format '{{{{.Name}}}}' 2>/dev/null || true; fi"
+
+    def process(self, output: list[str]) -> list[str]:
+        """Return the lines."""
+        return [line.strip() for line in output if line.strip()]
+
+
 @dataclass(frozen=True)
 class Container:
     """A container of a Compose project.
@@ -53,6 +68,7 @@ class Container:
         image_id: ID of the image it runs.
         status: ``running``, ``exited``, ``paused``, ...
         health: ``healthy``, ``unhealthy``, ``starting``, or None without a health check.
+        networked: whether it is on any network; one that somebody took off its only one reaches nobody.
     """
 
     service: str
@@ -61,17 +77,18 @@ class Container:
     image_id: str
     status: str
     health: str | None
+    networked: bool = True
 
     @property
     def serves(self) -> bool:
-        """Whether it runs and, if it has a health check, passes it."""
-        return self.status == "running" and self.health in (None, "healthy")
+        """Whether it runs, is on a network and, if it has a health check, passes it."""
+        return self.status == "running" and self.networked and self.health in (None, "healthy")
 
     @property
     def stuck(self) -> bool:
         """Whether `docker compose up` would leave it, or fail on it, rather than repair it."""
         return self.status in ("paused", "dead", "removing") or (
-            self.status == "running" and self.health == "unhealthy"
+            self.status == "running" and (self.health == "unhealthy" or not self.networked)
         )
 
 

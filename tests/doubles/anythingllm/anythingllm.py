@@ -307,9 +307,10 @@ class Handler(BaseHTTPRequestHandler):
             rows = query("SELECT * FROM users WHERE id = ? AND suspended = 0", token.get("id", 0))
             if rows:
                 return rows[0]
-        elif not (os.environ.get("AUTH_TOKEN") and os.environ.get("JWT_SECRET")):
-            return {}
-        elif manager.decrypt(token.get("p", "")) == os.environ["AUTH_TOKEN"]:
+        elif (
+            not (os.environ.get("AUTH_TOKEN") and os.environ.get("JWT_SECRET"))
+            or manager.decrypt(token.get("p", "")) == os.environ["AUTH_TOKEN"]
+        ):
             return {}
         self.reply({"error": "Invalid auth credentials."}, 401)
         return None

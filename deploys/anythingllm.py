@@ -1,0 +1,5 @@
+"""Apply the anythingllm role alone."""
+
+from gpurack.site import apply
+
+apply("anythingllm")

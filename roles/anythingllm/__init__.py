@@ -1,0 +1,1 @@
+"""AnythingLLM as a Compose project on Ollama, with users, workspaces and keys as declared."""
