@@ -12,4 +12,6 @@ apply(
     "container_toolkit",
     "docker",
     "ollama",
+    "vectordb",
+    "searxng",
 )

@@ -42,6 +42,20 @@ class ImageId(FactBase[str | None]):
         return
 
 
+class Networks(FactBase[list[str]]):
+    """Return the names of Docker's networks on the host."""
+
+    default = list
+
+    def command(self) -> str:
+        """Return the command that prints one name a line."""
+        return f"{IF_DOCKER} docker network ls --format '{{{{.Name}}}}' 2>/dev/null || true; fi"
+
+    def process(self, output: list[str]) -> list[str]:
+        """Return the lines."""
+        return [line.strip() for line in output if line.strip()]
+
+
 @dataclass(frozen=True)
 class Container:
     """A container of a Compose project.

@@ -19,7 +19,7 @@ from pyinfra.operations import files
 from gpurack import imagearchive
 from gpurack.catalogue import CatalogueError
 from gpurack.diff import log_diff
-from gpurack.facts.docker import ImageId
+from gpurack.facts.docker import ImageId, Networks
 from gpurack.facts.textfile import TextFile
 from gpurack.images import Credential, ImageSource
 from gpurack.rendering import render
@@ -28,6 +28,8 @@ Commands = Generator[str | PyinfraCommand, None, None]
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 DEFAULT_DATA_ROOT = "/var/lib/docker"
+NETWORK = "gpurack"
+"""The network on which the services of a host find each other."""
 UPLOADS = "/var/lib/gpurack/upload"
 LOGINS = "/etc/gpurack/registry"
 """One client configuration an image: root's own logins, and what else is in his config.json, stay as they are."""
@@ -129,6 +131,18 @@ def repository_key(url: str, dest: str, sha256: str) -> Commands:
         f"|| {{ echo 'the key at '{source}' is not the pinned one; compare its fingerprint with the publisher'\"'\"'s "
         f"and set repository_key_sha256' >&2; rm -f {new}; exit 1; }}"
     )
+
+
+@operation()
+def network(network: str = NETWORK) -> Commands:
+    """Make a bridge network, over which services of several Compose projects reach each other by name.
+
+    + network: its name
+    """
+    if network in host.get_fact(Networks):
+        host.noop(f"network {network} is there")
+        return
+    yield f"docker network create --driver bridge --label org.gpurack.managed=true {shlex.quote(network)}"
 
 
 def image(images: ImageSource, name: str) -> None:
