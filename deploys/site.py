@@ -13,5 +13,7 @@ apply(
     "docker",
     "ollama",
     "ollama_models",
+    "vectordb",
+    "searxng",
     "anythingllm",
 )

@@ -1,0 +1,5 @@
+"""Apply the searxng role alone."""
+
+from gpurack.site import apply
+
+apply("searxng")

@@ -1,0 +1,5 @@
+"""Apply the vectordb role alone."""
+
+from gpurack.site import apply
+
+apply("vectordb")

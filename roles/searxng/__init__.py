@@ -1,0 +1,1 @@
+"""SearXNG: web search for AnythingLLM's agents, on the site's own host."""

@@ -1,0 +1,1 @@
+"""Vector databases beside AnythingLLM: pgvector, Chroma, Milvus, Qdrant."""
