@@ -36,13 +36,14 @@ REQUEST = f"{STATE}/request"
 # from arguments.
 FUNCTIONS = """\
 umask 077
-ask() {{ curl --silent --show-error --max-time 60 --header 'Content-Type: application/json' "$@"; }}
+trap 'rm -f {request} {request}-2' EXIT
+ask() {{ curl --silent --max-time 60 --header 'Content-Type: application/json' "$@"; }}
 good() {{ # answer, what was tried
 error=$(printf '%s' "$1" | jq --raw-output '
 if type != "object" then "no answer" elif .error then .error elif .success == false then (.message // "refused")
 elif (has("valid") or has("workspace")) and .message then .message else empty end' 2>&1)
 test -n "$1" && test -z "$error" && return 0
-echo "AnythingLLM: $2: ${{error:-no answer}}" >&2; exit 1; }}
+echo "AnythingLLM: $2: ${{error:-no answer within 60 s}}" >&2; exit 1; }}
 post() {{ answer=$(ask --config {conf} --data-binary @- {url}"$1"); good "$answer" "$1"; }}
 login() {{ answer=$(ask --data-binary @{request} {url}/api/request-token); rm -f {request}
 good "$answer" "$1"; token=$(printf '%s' "$answer" | jq --raw-output '.token'); }}
@@ -164,8 +165,7 @@ def administrator(url: str, username: str, password: Content, auth_token: Conten
     yield from sealed_file._inner(dest=REQUEST, content=auth_token)
     yield from sealed_file._inner(dest=f"{REQUEST}-2", content=password)
     yield (
-        f"{functions(url)}trap 'rm -f {REQUEST}-2' EXIT\n"
-        f"login 'the login with auth_token'\n"
+        f"{functions(url)}login 'the login with auth_token'\n"
         f"answer=$(session --data-binary @{REQUEST}-2 {shlex.quote(url)}/api/system/enable-multi-user)\n"
         f'good "$answer" {shlex.quote(f"the first administrator {username}")}'
     )
@@ -231,7 +231,7 @@ def users(
         if user is None and name in first:
             changed = True
             yield from sealed_file._inner(dest=REQUEST, content=first[name])
-            yield f"{functions(url)}post /api/v1/admin/users/new <{REQUEST}; rm -f {REQUEST}"
+            yield f"{functions(url)}post /api/v1/admin/users/new <{REQUEST}"
             user = {"role": fields.get("role"), "dailyMessageLimit": fields.get("dailyMessageLimit"), "suspended": 0}
         if different := {key: value for key, value in fields.items() if (user or {}).get(key) != value}:
             changed = True
