@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyinfra import host
 from pyinfra.api import OperationError, deploy
 
-from gpurack import notices
+from gpurack import capacity, notices
 from gpurack.facts.ollama import Models, RegistryManifests
 from gpurack.ollama import plan
 from gpurack.ollama.progress import size
@@ -26,6 +26,7 @@ def ollama_models(settings: OllamaModelsSettings) -> None:
     if not settings.models and not settings.remove_unlisted:
         return
     server = settings_for(host, OllamaSettings)
+    unfit = capacity.obstacles(host, settings, server)
     models, gone = wanted(settings), absent(settings)
     address, directory = server.url.removeprefix("http://"), server.models_dir
     found = host.get_fact(Models, address=address, directory=directory)
@@ -39,8 +40,15 @@ def ollama_models(settings: OllamaModelsSettings) -> None:
     )
     # The one place for whatever stands against the models as a whole, known before anything is changed.
     problems = ollama.obstacles(models, found, served, directory, settings.disk_reserve_gib)
+    if unfit and settings.capacity == "enforce":
+        problems += [
+            *unfit,
+            'see `gpurack capacity`, which shows the figures; ollama_models.capacity = "warn" goes on all the same',
+        ]
     if problems:
         raise OperationError("; ".join(problems))
+    for line in unfit:
+        notices.leave(host, f"a model may not fit: {line}")
     ollama.pulled(
         name="Pull models",
         models=models,

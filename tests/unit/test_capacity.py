@@ -395,6 +395,7 @@ def test_settings_become_a_situation() -> None:
                 "other:3b": {},
             },
             "disk_reserve_gib": 20,
+            "enabled": False,  # or the missing file would be refused at once
         }
     )
     capacity = CapacitySettings.model_validate({"hardware": {"gpus": [{"card": "L4 24GB"}], "ram_gib": 64}})

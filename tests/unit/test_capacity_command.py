@@ -104,7 +104,7 @@ def test_a_damaged_file_is_named_without_a_traceback(run: Run, tmp_path: Path) -
     (tmp_path / "own.gguf").write_bytes(b"GGUF\x03")
     text = f'ollama_models = {{"models": {{"own": {{"gguf": "{tmp_path}/own.gguf"}}}}}}'
     result = run("--limit", "gpu1", everywhere=text)
-    assert result.exit_code == 1 and "own.gguf: not a GGUF file that can be read" in result.output
+    assert result.exit_code == 2 and "own.gguf" in result.output and "copy it again" in result.output
     assert "Traceback" not in result.output
 
 

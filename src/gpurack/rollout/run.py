@@ -139,7 +139,7 @@ def put_back(inventory: Inventory, hosts: Sequence[str]) -> dict[str, str]:
     """Give hosts back what they served at their restore point; return what went wrong by host, empty if nothing."""
 
     def back(host: Host) -> str:
-        script = restore_point.put_back(models_dir(host), RESTORE_SECONDS)
+        script = restore_point.put_back(places(host), RESTORE_SECONDS)
         if error := _run(host, script, "putting back", 4 * RESTORE_SECONDS).error:
             return f"NOT put back: {error}; the restore point is kept in {restore_point.POINT}"
         return _drop(host)
@@ -154,9 +154,9 @@ def deploy(path: str, deploys: Sequence[str], hosts: Sequence[str]) -> int:
     return subprocess.run([str(program), path, *deploys, "-y", *limits], check=False).returncode
 
 
-def models_dir(host: Host) -> str:
-    """Return where a host keeps its models."""
-    return str(settings_of(host, "ollama").models_dir)
+def places(host: Host) -> restore_point.Places:
+    """Return where a host keeps what it serves."""
+    return restore_point.Places(settings_of(host, "ollama").models_dir, settings_of(host, "anythingllm").data_dir)
 
 
 def _prepare(host: Host) -> Prepared:
@@ -165,7 +165,7 @@ def _prepare(host: Host) -> Prepared:
         failing = failing_controls(host)
     except HostError as error:
         return Prepared(error=str(error))
-    done = _run(host, restore_point.take(models_dir(host)), "restore point")
+    done = _run(host, restore_point.take(places(host)), "restore point")
     if done.error:
         return Prepared(error=done.error)
     word, _, time = (done.lines or [""])[-1].partition(" ")
@@ -173,7 +173,7 @@ def _prepare(host: Host) -> Prepared:
 
 
 def _drop(host: Host) -> str:
-    return _run(host, restore_point.drop(models_dir(host)), "restore point").error
+    return _run(host, restore_point.drop(places(host)), "restore point").error
 
 
 @dataclass(frozen=True)

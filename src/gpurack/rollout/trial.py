@@ -93,7 +93,8 @@ def _trials(host: Host) -> Iterator[Trial]:
 
 
 def _answers(host: Host, url: str, model: str, limits: Acceptance) -> Iterator[Answer]:
-    if "embedding" in read(host, Capabilities, url=url, model=model):
+    abilities = read(host, Capabilities, url=url, model=model)
+    if "embedding" in abilities and "completion" not in abilities:
         # The first one loads the model: it is not measured.
         first = read(host, Embedding, url=url, model=model, text=limits.question, seconds=600, timeout_seconds=660)
         if first.error:
