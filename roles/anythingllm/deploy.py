@@ -7,16 +7,16 @@ from typing import Any
 
 from pyinfra import host
 from pyinfra.api import OperationError, deploy
-from pyinfra.operations import apt, files
+from pyinfra.operations import files
 
 from gpurack import imagearchive, notices
 from gpurack.anythingllm.state import API_KEYS, STATE, Wanted, fingerprint, obstacles
 from gpurack.facts.anythingllm import AnythingllmData, AnythingllmInstance
 from gpurack.facts.docker import ImageId
 from gpurack.operations import anythingllm as operations
-from gpurack.operations import compose, docker, secretfile
+from gpurack.operations import compose, docker, packages, secretfile
 from gpurack.operations.secretfile import Content
-from roles.anythingllm.settings import AnythingllmSettings
+from roles.anythingllm.settings import PACKAGES, AnythingllmSettings
 
 SECRETS = f"{compose.ROOT}/anythingllm/.env"
 """Compose fills it in by itself, so that its hash of the service has the secrets in it: a changed one is seen."""
@@ -39,12 +39,7 @@ def anythingllm(settings: AnythingllmSettings) -> None:
     )
     if reasons := list(obstacles(host.get_fact(AnythingllmData, data_dir=settings.data_dir), wanted)):
         raise OperationError("; ".join(reasons))
-    apt.packages(
-        name="Install what the API and the database are asked with",
-        packages=["curl", "jq", "sqlite3"],
-        update=True,
-        cache_time=3600,
-    )
+    packages.installed(name="Install what the API and the database are asked with", packages=PACKAGES)
     operations.data_place(name="Give the data its place", data_dir=settings.data_dir)
     for path, mode in ((STATE, "700"), (f"{compose.ROOT}/anythingllm", "755")):
         files.directory(name=f"Keep {path}", path=path, user="root", group="root", mode=mode)

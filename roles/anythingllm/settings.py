@@ -85,6 +85,9 @@ class VectorDatabase(BaseModel):
         return {{"milvus": "MILVUS_PASSWORD"}.get(self.kind, f"{self.kind.upper()}_API_KEY"): value}
 
 
+PACKAGES = ("curl", "jq", "sqlite3")
+
+
 class AnythingllmSettings(RoleSettings):
     """AnythingLLM: models, secrets, users, workspaces and keys, and where its data is."""
 
@@ -226,6 +229,11 @@ class AnythingllmSettings(RoleSettings):
                 and (not re.fullmatch(r"[A-Za-z0-9._~-]+", value))
             ):
                 yield location, "in a connection string only letters, digits and ._~- are safe"
+
+    def packages_for(self, distribution: str, codename: str) -> tuple[str, ...]:
+        """What the API and the database are asked with."""
+        del distribution, codename
+        return PACKAGES
 
     @property
     def image_names(self) -> tuple[str, ...]:
