@@ -8,7 +8,13 @@ from typing import Any
 from gpurack import imagearchive
 from gpurack.anythingllm.state import API_CONF, API_KEYS, KEYS_FILE, PENDING, STATE, UID, fingerprint
 from gpurack.controls import NotApplicable, control
-from gpurack.facts.anythingllm import AnythingllmInstance, Instance
+from gpurack.facts.anythingllm import (
+    SEARCH_PROVIDER,
+    AnythingllmInstance,
+    AnythingllmPreferences,
+    Instance,
+    searches_as,
+)
 from gpurack.operations.docker import NETWORK
 from roles.anythingllm.settings import AnythingllmSettings
 
@@ -254,3 +260,22 @@ def test_network(host: Any, settings: AnythingllmSettings) -> None:
         raise NotApplicable(f"Ollama is at {settings.ollama_url}")
     networks = _container(host)["NetworkSettings"]["Networks"]
     assert NETWORK in networks, f"the container is on {', '.join(networks) or 'no network'}, not on {NETWORK}"
+
+
+@control(
+    "ALLM-15",
+    "Agents search the web through the site's SearXNG, or not at all",
+    severity="high",
+    satisfies=["ISO 27001 A.8.12"],
+)
+def test_web_search(host: Any, settings: AnythingllmSettings) -> None:
+    """Without a word from anybody AnythingLLM asks DuckDuckGo, and questions leave the building."""
+    fact = AnythingllmPreferences()
+    found = fact.process(host.check_output("sh -c %s", fact.command(settings.data_dir)).splitlines())
+    wanted = settings.web_search is not None
+    provider = found.get("agent_search_provider", "its default, DuckDuckGo")
+    assert searches_as(found, wanted), (
+        f"agents do not search by {SEARCH_PROVIDER}, but by {provider}" if wanted else f"agents search by {provider}"
+    )
+    url = _environment(host).get("AGENT_SEARXNG_API_URL")
+    assert not wanted or url == settings.web_search, f"SearXNG is asked at {url}, not at {settings.web_search}"

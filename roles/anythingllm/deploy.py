@@ -101,6 +101,9 @@ def _tell(settings: AnythingllmSettings) -> None:
         wanted={slug: workspace.fields(slug) for slug, workspace in settings.workspaces.items()},
         members={slug: item.members for slug, item in settings.workspaces.items() if item.members is not None},
     )
+    operations.web_search(
+        name="Web search of agents", url=url, data_dir=settings.data_dir, wanted=settings.web_search is not None
+    )
     if not operations.is_serving(settings.data_dir):
         return
     found = host.get_fact(AnythingllmInstance, url=url)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -106,6 +107,11 @@ class AnythingllmSettings(RoleSettings):
     vector_database: VectorDatabase = Field(
         default_factory=lambda: VectorDatabase.model_validate({}), description="Where pieces of documents are kept"
     )
+    web_search: HttpUrl | None = Field(
+        None,
+        description="SearXNG that agents search the web with, `http://searxng:8080/search` with role searxng on this "
+        "host; empty: agents do not search the web",
+    )
     sig_key: Annotated[Secret, Shape("password", 32, KEEP)] = Field(
         Secret.stored("anythingllm_sig_key"), description="SIG_KEY; never changes again"
     )
@@ -193,6 +199,9 @@ class AnythingllmSettings(RoleSettings):
             yield ("ollama_url",), "role ollama is disabled on this host: say where Ollama is, or enable it"
         if ollama.get("enabled", True) and ollama.get("publish_port", 11434) == self.publish_port:
             yield ("publish_port",), f"ollama.publish_port is {self.publish_port} too; one of them must change"
+        searxng = _mapping(data.get("searxng"))
+        if self.web_search and urlsplit(self.web_search).hostname == "searxng" and searxng.get("enabled") is not True:
+            yield ("web_search",), "role searxng is not enabled on this host, and the name is that of its service"
         declared = _mapping(data.get("ollama_models"))
         if self.ollama_url == OLLAMA_URL and declared.get("enabled", True) and declared.get("models"):
             yield from self._undeclared(declared["models"])
@@ -299,6 +308,8 @@ class AnythingllmSettings(RoleSettings):
             "PASSWORDMINCHAR": str(self.password_length),
             "DISABLE_SWAGGER_DOCS": "true",
         }
+        if self.web_search:
+            values["AGENT_SEARXNG_API_URL"] = self.web_search
         if self.embedding_model:
             values["EMBEDDING_BASE_PATH"] = self.ollama_url
             values["EMBEDDING_MODEL_PREF"] = self.embedding_model

@@ -75,6 +75,11 @@ API = f"curl -sS --config {STATE}/api.conf -H 'Content-Type: application/json' h
 SQL = f"sqlite3 -cmd '.timeout 5000' {DATA}/storage/anythingllm.db"
 ENTER = "INSERT INTO workspace_users (user_id, workspace_id) SELECT 2, id FROM workspaces WHERE slug = 'sales'"
 EDIT = "sed -i -e 's/127.0.0.1:3001:3001/0.0.0.0:3001:3001/' -e 's/DISABLE_TELEMETRY: .*/DISABLE_TELEMETRY: \"no\"/' "
+SEARCH = (
+    "INSERT INTO system_settings (label, value) "
+    "VALUES ('default_agent_skills', json_array('sql-agent', 'web-browsing')) "
+    "ON CONFLICT (label) DO UPDATE SET value = excluded.value"
+)
 BREAKAGES = {
     "stopped": (f"docker stop {CONTAINER}", {"ALLM-01", "ALLM-09", "ALLM-10", "ALLM-11", "ALLM-12"}),
     # Published wide, a capability, telemetry, another salt.
@@ -102,8 +107,8 @@ BREAKAGES = {
         f"{SQL} \"UPDATE api_keys SET secret = 'x', name = NULL WHERE name = 'gateway'\"; "
         f"{SQL} \"UPDATE users SET role = 'admin', dailyMessageLimit = NULL WHERE username = 'bob'\"; "
         f"{SQL} \"UPDATE workspaces SET chatModel = 'other', openAiTemp = 1 WHERE slug = 'legal'\"; "
-        f'{SQL} "{ENTER}"',
-        {"ALLM-03", "ALLM-08", "ALLM-10", "ALLM-11", "ALLM-12"},
+        f'{SQL} "{ENTER}"; {SQL} "{SEARCH}"',
+        {"ALLM-03", "ALLM-08", "ALLM-10", "ALLM-11", "ALLM-12", "ALLM-15"},
     ),
     "own-key-revoked": (f"{SQL} \"DELETE FROM api_keys WHERE name = 'gpurack'\"", {"ALLM-09", "ALLM-10", "ALLM-11"}),
 }
@@ -118,6 +123,24 @@ def test_breakage_is_seen_and_repaired(site: Any, machine: Any, name: str) -> No
     machine.ssh(f'{SQL} "DELETE FROM api_keys WHERE name IS NULL"')
     assert changed(site.run("anythingllm"), machine) > 0
     site.assert_controls("anythingllm", machine)
+
+
+def test_agents_search_by_searxng_where_it_is_declared(site: Any, machine: Any) -> None:
+    """It is not enabled here, so that it is said to be elsewhere."""
+    settings = site.settings["anythingllm"]
+    site.settings["anythingllm"] = {**settings, "web_search": "http://search.example.org:8080/search"}
+    assert changed(site.run("anythingllm"), machine) > 0
+    site.assert_controls("anythingllm", machine)
+    skills = json.loads(rows(machine, "SELECT value FROM system_settings WHERE label = 'default_agent_skills'"))
+    assert "web-browsing" in skills
+    assert changed(site.run("anythingllm"), machine) == 0
+    machine.ssh(f"{SQL} \"UPDATE system_settings SET value = NULL WHERE label = 'agent_search_provider'\"")
+    assert site.failing("anythingllm", machine) == {"ALLM-15"}
+    site.settings["anythingllm"] = {**settings, "web_search": "http://searxng:8080/search"}
+    nowhere = site.run("anythingllm")
+    assert nowhere.returncode == 2 and "role searxng is not enabled on this host" in nowhere.output
+    restored(site, machine, settings)
+    assert "web-browsing" not in rows(machine, "SELECT value FROM system_settings WHERE label = 'default_agent_skills'")
 
 
 def container(machine: Any, what: str = ".Id") -> str:

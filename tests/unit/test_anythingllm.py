@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gpurack.anythingllm.state import Data, Wanted, fingerprint, needs_restore_point, obstacles
-from gpurack.facts.anythingllm import AnythingllmData, AnythingllmInstance
+from gpurack.facts.anythingllm import AnythingllmData, AnythingllmInstance, AnythingllmPreferences, searches_as
 from gpurack.rendering import render
 from roles.anythingllm.settings import AnythingllmSettings
 
@@ -207,3 +207,14 @@ def test_the_instance_fact_reads_answers() -> None:
     found = AnythingllmInstance().process(lines)
     assert found.multi_user and found.authorised and found.members == {"legal": {"ada"}}
     assert found.keys == {"gateway": True, "old": False} and found.loose == ["/var/x y"]
+
+
+def test_agents_search_only_where_it_is_wanted() -> None:
+    """Without a provider AnythingLLM asks DuckDuckGo: what counts for off is the skill."""
+    on = {"agent_search_provider": "searxng-engine", "default_agent_skills": '["sql-agent","web-browsing"]'}
+    assert searches_as(on, True) and not searches_as(on, False)
+    assert not searches_as({**on, "agent_search_provider": "duckduckgo-engine"}, True)
+    for off in ({}, {"default_agent_skills": "[]"}, {"default_agent_skills": "{broken"}, {"default_agent_skills": "7"}):
+        assert searches_as(off, False) and not searches_as(off, True)
+    read = AnythingllmPreferences().process([f"{label} {value}" for label, value in on.items()])
+    assert read == on

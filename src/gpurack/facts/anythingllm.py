@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,55 @@ class AnythingllmData(FactBase[Data]):
             elif kind in ("stray", "noted_keys", "reference", "image_id", "embedder", "pending", "refused"):
                 setattr(data, kind, rest)
         return data
+
+
+PREFERENCES = ("agent_search_provider", "default_agent_skills")
+
+
+class AnythingllmPreferences(FactBase[dict[str, str]]):
+    """Return AnythingLLM's system settings that gpurack declares, by label; no API tells them."""
+
+    default = dict
+
+    def command(self, data_dir: str) -> str:
+        """Return the command that reads the database; without one it prints nothing."""
+        database = shlex.quote(f"{data_dir}/storage/anythingllm.db")
+        query = (
+            "SELECT label || ' ' || value FROM system_settings "
+            "WHERE label IN ('agent_search_provider', 'default_agent_skills') AND value IS NOT NULL"
+        )
+        return (
+            f"test -s {database} && command -v sqlite3 >/dev/null 2>&1 && "
+            f"sqlite3 -readonly -cmd '.timeout 5000' {database} {shlex.quote(query)}; true"
+        )
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        """Parse the lines."""
+        return {label: value for label, _, value in (line.partition(" ") for line in output) if label in PREFERENCES}
+
+
+SEARCH_SKILL = "web-browsing"
+SEARCH_PROVIDER = "searxng-engine"
+
+
+def skills_of(preferences: Mapping[str, str]) -> list[str]:
+    """Return the agents' skills that are switched on (``default_agent_skills``, a list in JSON)."""
+    try:
+        found = json.loads(preferences.get("default_agent_skills", "[]"))
+    except ValueError:
+        return []
+    return [str(skill) for skill in found] if isinstance(found, list) else []
+
+
+def searches_as(preferences: Mapping[str, str], wanted: bool) -> bool:
+    """Tell whether agents search the web by SearXNG, or, where that is not wanted, not at all.
+
+    A provider that is not set is DuckDuckGo to AnythingLLM (web-browsing.js), so that without the skill is the one way
+    of not searching.
+    """
+    if not wanted:
+        return SEARCH_SKILL not in skills_of(preferences)
+    return SEARCH_SKILL in skills_of(preferences) and preferences.get("agent_search_provider") == SEARCH_PROVIDER
 
 
 @dataclass

@@ -18,7 +18,15 @@ from pyinfra.operations import files
 from gpurack.anythingllm import state as notes
 from gpurack.anythingllm.state import API_CONF, API_KEYS, KEYS_FILE, MARKER, STATE, UID
 from gpurack.diff import log_diff
-from gpurack.facts.anythingllm import AnythingllmData, AnythingllmInstance
+from gpurack.facts.anythingllm import (
+    SEARCH_PROVIDER,
+    SEARCH_SKILL,
+    AnythingllmData,
+    AnythingllmInstance,
+    AnythingllmPreferences,
+    searches_as,
+    skills_of,
+)
 from gpurack.facts.docker import ComposeProject, ImageId
 from gpurack.facts.textfile import TextFile
 from gpurack.operations import compose
@@ -311,6 +319,25 @@ def _set_members(url: str, slug: str, names: tuple[str, ...]) -> str:
         # The other way to set members takes no empty list.
         'printf \'{"userIds": %s}\' "$ids" | post "/api/v1/admin/workspaces/$id/update-users"'
     )
+
+
+@operation()
+def web_search(url: str, data_dir: str, wanted: bool) -> Commands:
+    """Have agents search the web by SearXNG, or not at all.
+
+    + url: where the host reaches AnythingLLM
+    + data_dir: the data directory
+    + wanted: whether agents may search
+    """
+    found = host.get_fact(AnythingllmPreferences, data_dir=data_dir)
+    if searches_as(found, wanted):
+        host.noop(f"agents {'search by SearXNG' if wanted else 'do not search the web'}")
+        return
+    skills = [skill for skill in skills_of(found) if skill != SEARCH_SKILL]
+    told = {"default_agent_skills": ",".join([*skills, SEARCH_SKILL] if wanted else skills)}
+    if wanted:
+        told["agent_search_provider"] = SEARCH_PROVIDER
+    yield f"{functions(url)}printf '%s' {_json(told)} | post /api/v1/admin/preferences"
 
 
 def is_serving(data_dir: str) -> bool:

@@ -445,6 +445,24 @@ class Handler(BaseHTTPRequestHandler):
             query("UPDATE users SET password = ? WHERE id = ?", hashed(body["password"]), number)
         self.reply({"success": True, "error": None})
 
+    def preferences(self, body):
+        """POST /api/v1/admin/preferences, for what the original validates in systemSettings.js of the same names."""
+        values = {}
+        if "agent_search_provider" in body:
+            provider = body["agent_search_provider"]
+            values["agent_search_provider"] = provider if provider in ("searxng-engine", "duckduckgo-engine") else None
+        if "default_agent_skills" in body:
+            skills = [skill for skill in str(body["default_agent_skills"]).split(",") if skill]
+            values["default_agent_skills"] = json.dumps(skills, separators=(",", ":"))
+        for label, value in values.items():
+            query(
+                "INSERT INTO system_settings (label, value) VALUES (?, ?) "
+                "ON CONFLICT (label) DO UPDATE SET value = excluded.value",
+                label,
+                value,
+            )
+        self.reply({"success": True, "error": None})
+
     def delete_user(self, _, number):
         """DELETE /api/v1/admin/users/:id."""
         query("DELETE FROM users WHERE id = ?", number)
@@ -560,6 +578,7 @@ ENDPOINTS = {
     ("GET", "/api/v1/admin/is-multi-user-mode"): lambda handler, _: handler.reply({"isMultiUser": multi_user()}),
     ("GET", "/api/v1/admin/users"): Handler.users,
     ("POST", "/api/v1/admin/users/new"): Handler.new_user,
+    ("POST", "/api/v1/admin/preferences"): Handler.preferences,
     ("POST", r"/api/v1/admin/users/(\d+)"): Handler.update_user,
     ("DELETE", r"/api/v1/admin/users/(\d+)"): Handler.delete_user,
     ("GET", r"/api/v1/admin/workspaces/(\d+)/users"): Handler.members,
