@@ -7,7 +7,7 @@ Ollama's double, gpurack's own wheels by pip and uv.
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gpurack.lab import network
+from gpurack.lab import network, tinymodel
 from gpurack.lab.ollama_double import archive
 from gpurack.lab.rootfs import CACHE
 from tests.testbed.site import ROOT
@@ -25,7 +25,7 @@ from tests.testbed.site import ROOT
 pytestmark = pytest.mark.host
 
 GPURACK = str(Path(sys.executable).with_name("gpurack"))
-ROLES = ("base", "users", "sshd", "docker", "ollama")
+ROLES = ("base", "users", "sshd", "docker", "ollama", "ollama_models")
 
 
 @pytest.fixture(scope="module", params=["trixie"])
@@ -42,7 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert spec and spec.loader
     double = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(double)
-    double.publish(folder, "library/tiny:1b", os.urandom(300_000))
+    weights = tinymodel.write(tmp_path_factory.mktemp("weights") / "tiny").read_bytes()
+    double.publish(folder, "library/tiny:1b", weights)
     command = [sys.executable, str(program), str(folder), "127.0.0.1", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -68,8 +69,8 @@ def site(machine: Any, site_for: Any, model: str) -> Any:
             "sshd": {},
             "docker": {},
             "ollama": {"accelerator": "cpu", "health_interval": "PT1S", "ready_timeout": "PT40S"},
-            "ollama_models": {"models": {model: {}}},
-            "images": {"archives": {"ollama": str(archive())}},
+            "ollama_models": {"models": {model: {"preload": True}}, "disk_reserve_gib": 0},
+            "images": {"archives": {"ollama": str(archive(engine=True))}},
         },
     )
 
@@ -130,13 +131,16 @@ def test_host_without_a_way_out_converges(site: Any, machine: Any, bundle: Path)
     assert again.ok and again.changed[machine.name] == 0, again.output
 
 
-def test_models_of_the_bundle_are_in_the_server_s_store(machine: Any, bundle: Path) -> None:
+def test_models_of_the_bundle_are_in_the_server_s_store(machine: Any, bundle: Path, model: str) -> None:
     blobs = sorted(file.name for file in (bundle / "models/blobs").iterdir())
     check = (
         'cd /srv/ollama/models/blobs && for f in *; do echo "${f#sha256-}  $f"; done | sha256sum --check --quiet && ls'
     )
     assert machine.ssh(check).stdout.split() == blobs and len(blobs) >= 3
     assert machine.ssh("find /srv/ollama/models/manifests -type f").stdout.strip().endswith("/library/tiny/1b")
+    body = json.dumps({"model": model, "prompt": "hello", "stream": False, "options": {"num_predict": 4}})
+    answer = json.loads(machine.ssh(f"curl -s http://127.0.0.1:11434/api/generate -d '{body}'").stdout)
+    assert answer.get("eval_count"), answer
 
 
 def test_apt_on_the_host_trusts_the_bundle_s_key_alone(site: Any, machine: Any) -> None:
