@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from gpurack import imagearchive
+from gpurack import containers, imagearchive
 from gpurack.anythingllm.state import API_CONF, API_KEYS, KEYS_FILE, PENDING, STATE, UID, fingerprint
 from gpurack.controls import NotApplicable, control
 from gpurack.facts.anythingllm import (
@@ -22,20 +21,11 @@ COMPOSE = "/etc/gpurack/compose/anythingllm"
 
 
 def _container(host: Any) -> dict[str, Any]:
-    label = "com.docker.compose"
-    found = host.run(
-        f"docker ps --all --quiet --filter label={label}.project=anythingllm "
-        f"--filter label={label}.service=anythingllm --filter label={label}.oneoff=False"
-    )
-    assert found.rc == 0, f"docker does not answer: {found.stderr.strip()}"
-    ids = found.stdout.split()
-    assert len(ids) == 1, f"there are {len(ids)} containers of the service, not 1"
-    container: dict[str, Any] = json.loads(host.check_output("docker container inspect %s", ids[0]))[0]
-    return container
+    return containers.container(host, "anythingllm", "anythingllm")
 
 
 def _environment(host: Any) -> dict[str, str]:
-    return dict(item.split("=", 1) for item in _container(host)["Config"]["Env"])
+    return containers.environment(_container(host))
 
 
 def _instance(host: Any, settings: AnythingllmSettings) -> Instance:
@@ -53,13 +43,8 @@ def _instance(host: Any, settings: AnythingllmSettings) -> Instance:
 )
 def test_service_is_healthy(host: Any, settings: AnythingllmSettings) -> None:
     """A process that runs without answering serves nobody."""
-    container = _container(host)
-    state = container["State"]
-    assert state["Status"] == "running", f"the container is {state['Status']}, exit status {state['ExitCode']}"
-    health = (state.get("Health") or {}).get("Status")
-    assert health == "healthy", f"the container is {health or 'without a health check'}"
-    policy = container["HostConfig"]["RestartPolicy"]["Name"]
-    assert policy == "unless-stopped", f"its restart policy is {policy or 'no'}: a reboot may leave it down"
+    problem = containers.health_problem(_container(host))
+    assert not problem, f"the container {problem}"
 
 
 @control(
@@ -70,12 +55,7 @@ def test_service_is_healthy(host: Any, settings: AnythingllmSettings) -> None:
 )
 def test_published_address(host: Any, settings: AnythingllmSettings) -> None:
     """They speak plain HTTP: a wider address than meant sends passwords over the network in clear."""
-    bindings = _container(host)["HostConfig"]["PortBindings"] or {}
-    found = {
-        f"{port} on {item['HostIp'] or '0.0.0.0'}:{item['HostPort']}"  # noqa: S104 - not bound here
-        for port, items in bindings.items()
-        for item in items or []
-    }
+    found = containers.published(_container(host))
     wanted = {f"3001/tcp on {settings.publish_address}:{settings.publish_port}"}
     assert found == wanted, f"published is {', '.join(sorted(found)) or 'nothing'}, not {', '.join(wanted)}"
 

@@ -10,13 +10,13 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gpurack.images import ImageSource
 from gpurack.names import nearest
 from gpurack.ollama.names import ModelName
 from gpurack.secrets import Secret, SecretError, Shape
-from gpurack.settings import Location, RoleSettings
+from gpurack.settings import Duration, Location, RoleSettings, Seconds
 from roles.anythingllm.accounts import Account, Administrator, Slug, Username, Workspace
 from roles.ollama.settings import Directory
 
@@ -103,7 +103,7 @@ class AnythingllmSettings(RoleSettings):
         8192, ge=64, le=1_048_576, description="Longest text the embedding model is given, in characters"
     )
     ollama_url: HttpUrl = Field(OLLAMA_URL, description="Where Ollama is; by default on this host")
-    ollama_timeout: timedelta = Field(timedelta(minutes=5), description="Longest wait for an answer of Ollama")
+    ollama_timeout: Seconds = Field(timedelta(minutes=5), description="Longest wait for an answer of Ollama")
     vector_database: VectorDatabase = Field(
         default_factory=lambda: VectorDatabase.model_validate({}), description="Where pieces of documents are kept"
     )
@@ -146,27 +146,13 @@ class AnythingllmSettings(RoleSettings):
         IPv4Address("127.0.0.1"), description="Host address the web pages are served on"
     )
     publish_port: int = Field(3001, ge=1, le=65535, description="Host port of the web pages")
-    health_interval: timedelta = Field(timedelta(seconds=30), description="Time between two health checks")
-    health_start_period: timedelta = Field(
+    health_interval: Seconds = Field(timedelta(seconds=30), description="Time between two health checks")
+    health_start_period: Duration = Field(
         timedelta(minutes=2), description="Time in which a failed health check does not count yet"
     )
-    ready_timeout: timedelta = Field(
+    ready_timeout: Seconds = Field(
         timedelta(minutes=5), description="Longest wait for the service to become healthy in a run"
     )
-
-    @field_validator("health_interval", "ready_timeout", "ollama_timeout")
-    @classmethod
-    def _a_second_at_least(cls, value: timedelta) -> timedelta:
-        if value < timedelta(seconds=1):
-            raise ValueError("expected one second or more")
-        return value
-
-    @field_validator("health_start_period")
-    @classmethod
-    def _no_negative_start(cls, value: timedelta) -> timedelta:
-        if value < timedelta(0):
-            raise ValueError("a duration cannot be negative")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

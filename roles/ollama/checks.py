@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpurack import imagearchive
+from gpurack import containers, imagearchive
 from gpurack.controls import NotApplicable, control
 from gpurack.gpu.evidence import daemon_mode
 from gpurack.gpu.runtime import reservation
@@ -14,15 +14,7 @@ from roles.ollama.settings import OllamaSettings
 
 
 def _container(host: Any) -> dict[str, Any]:
-    label = "com.docker.compose"
-    found = host.run(
-        f"docker ps --all --quiet --filter label={label}.project=ollama --filter label={label}.service=ollama"
-    )
-    assert found.rc == 0, f"docker does not answer: {found.stderr.strip()}"
-    ids = found.stdout.split()
-    assert len(ids) == 1, f"there are {len(ids)} containers of the service, not 1"
-    container: dict[str, Any] = json.loads(host.check_output("docker container inspect %s", ids[0]))[0]
-    return container
+    return containers.container(host, "ollama", "ollama")
 
 
 @control(
@@ -33,13 +25,8 @@ def _container(host: Any) -> dict[str, Any]:
 )
 def test_service_is_healthy(host: Any, settings: OllamaSettings) -> None:
     """The health check asks the server itself; a running process alone may be stuck."""
-    container = _container(host)
-    state = container["State"]
-    assert state["Status"] == "running", f"the container is {state['Status']}, exit status {state['ExitCode']}"
-    health = (state.get("Health") or {}).get("Status")
-    assert health == "healthy", f"the container is {health or 'without a health check'}"
-    policy = container["HostConfig"]["RestartPolicy"]["Name"]
-    assert policy == "unless-stopped", f"its restart policy is {policy or 'no'}: a reboot may leave it down"
+    problem = containers.health_problem(_container(host))
+    assert not problem, f"the container {problem}"
 
 
 @control("OLLA-02", "The API answers on its published address", severity="critical")
@@ -75,12 +62,7 @@ def test_image_is_pinned(host: Any, settings: OllamaSettings) -> None:
 )
 def test_published_address(host: Any, settings: OllamaSettings) -> None:
     """Docker's published ports pass the host's firewall by; Ollama asks nobody who they are."""
-    bindings = _container(host)["HostConfig"]["PortBindings"] or {}
-    found = {
-        f"{port} on {item['HostIp'] or '0.0.0.0'}:{item['HostPort']}"  # noqa: S104 - not bound here
-        for port, items in bindings.items()
-        for item in items or []
-    }
+    found = containers.published(_container(host))
     wanted = {f"11434/tcp on {settings.publish_address}:{settings.publish_port}"}
     assert found == wanted, f"published is {', '.join(sorted(found)) or 'nothing'}, not {', '.join(wanted)}"
 
@@ -88,7 +70,7 @@ def test_published_address(host: Any, settings: OllamaSettings) -> None:
 @control("OLLA-05", "The server's environment is that of the settings", severity="medium")
 def test_environment(host: Any, settings: OllamaSettings) -> None:
     """Context, parallelism and cache type decide memory; keep-alive decides the wait for the first answer."""
-    found = dict(item.split("=", 1) for item in _container(host)["Config"]["Env"])
+    found = containers.environment(_container(host))
     wrong = [
         f"{name} is {found.get(name)!r}, not {value!r}"
         for name, value in settings.environment.items()

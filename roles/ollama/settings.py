@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gpurack.bundle.settings import BundleSettings
 from gpurack.images import ImageSource
-from gpurack.settings import Location, RoleSettings
+from gpurack.settings import Duration, Location, RoleSettings, Seconds
 
 SYSTEM_DIRECTORIES = frozenset(
     {"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv"}
@@ -84,11 +84,11 @@ class OllamaSettings(RoleSettings):
     )
     no_cloud: bool = Field(True, description="Models of Ollama's cloud and its web search are off: data stays here")
     origins: tuple[Origin, ...] = Field((), description="Further browser origins that may call the API")
-    health_interval: timedelta = Field(timedelta(seconds=10), description="Time between two health checks")
-    health_start_period: timedelta = Field(
+    health_interval: Seconds = Field(timedelta(seconds=10), description="Time between two health checks")
+    health_start_period: Duration = Field(
         timedelta(seconds=60), description="Time in which a failed health check does not count yet"
     )
-    ready_timeout: timedelta = Field(
+    ready_timeout: Seconds = Field(
         timedelta(minutes=3), description="Longest wait for the service to become healthy in a run"
     )
 
@@ -97,20 +97,6 @@ class OllamaSettings(RoleSettings):
     def _not_negative(cls, value: timedelta | str) -> timedelta | str:
         if isinstance(value, timedelta) and value < timedelta(0):
             raise ValueError('a duration cannot be negative; "forever" keeps models in memory')
-        return value
-
-    @field_validator("health_interval", "ready_timeout")
-    @classmethod
-    def _a_second_at_least(cls, value: timedelta) -> timedelta:
-        if value < timedelta(seconds=1):
-            raise ValueError("expected one second or more")
-        return value
-
-    @field_validator("health_start_period")
-    @classmethod
-    def _no_negative_start(cls, value: timedelta) -> timedelta:
-        if value < timedelta(0):
-            raise ValueError("a duration cannot be negative")
         return value
 
     @model_validator(mode="after")

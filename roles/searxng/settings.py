@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, field_validator
 from gpurack.images import ImageSource
 from gpurack.secrets import Secret, SecretError, Shape
 from gpurack.service import UNFIT, Publish, port_clashes
-from gpurack.settings import Location, RoleSettings
+from gpurack.settings import Duration, Location, RoleSettings, Seconds
 
 Engine = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9 ._-]{0,63}$")]
 ProxyUrl = Annotated[str, StringConstraints(pattern=r"^(https?|socks5h?)://[A-Za-z0-9.-]+:\d{1,5}$")]
@@ -46,27 +46,13 @@ class SearxngSettings(RoleSettings):
     publish: Publish | None = Field(
         None, description="Where it is reached from outside of Docker's networks; empty: nowhere"
     )
-    health_interval: timedelta = Field(timedelta(seconds=10), description="Time between two health checks")
-    health_start_period: timedelta = Field(
+    health_interval: Seconds = Field(timedelta(seconds=10), description="Time between two health checks")
+    health_start_period: Duration = Field(
         timedelta(seconds=60), description="Time in which a failed health check does not count yet"
     )
-    ready_timeout: timedelta = Field(
+    ready_timeout: Seconds = Field(
         timedelta(minutes=3), description="Longest wait for the services to become healthy in a run"
     )
-
-    @field_validator("health_interval", "ready_timeout")
-    @classmethod
-    def _a_second_at_least(cls, value: timedelta) -> timedelta:
-        if value < timedelta(seconds=1):
-            raise ValueError("expected one second or more")
-        return value
-
-    @field_validator("health_start_period")
-    @classmethod
-    def _no_negative_start(cls, value: timedelta) -> timedelta:
-        if value < timedelta(0):
-            raise ValueError("a duration cannot be negative")
-        return value
 
     @field_validator("engines")
     @classmethod

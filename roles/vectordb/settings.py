@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from gpurack.images import ImageSource
 from gpurack.secrets import Secret, SecretError, Shape, within
 from gpurack.service import UNFIT, Publish, port_clashes
-from gpurack.settings import Location, RoleSettings
+from gpurack.settings import Duration, Location, RoleSettings, Seconds
 from roles.ollama.settings import Directory
 
 MILVUS_KEEP = "Milvus takes it at its first start only: change it there first (update_password), then set it here"
@@ -69,27 +69,13 @@ class VectordbSettings(RoleSettings):
     milvus: Milvus | None = Field(None, description="Milvus")
     qdrant: Qdrant | None = Field(None, description="Qdrant")
     data_dir: Directory = Field("/srv/vectordb", description="Where the databases' data is kept, a directory for each")
-    health_interval: timedelta = Field(timedelta(seconds=10), description="Time between two health checks")
-    health_start_period: timedelta = Field(
+    health_interval: Seconds = Field(timedelta(seconds=10), description="Time between two health checks")
+    health_start_period: Duration = Field(
         timedelta(seconds=90), description="Time in which a failed health check does not count yet"
     )
-    ready_timeout: timedelta = Field(
+    ready_timeout: Seconds = Field(
         timedelta(minutes=4), description="Longest wait for a database to become healthy in a run"
     )
-
-    @field_validator("health_interval", "ready_timeout")
-    @classmethod
-    def _a_second_at_least(cls, value: timedelta) -> timedelta:
-        if value < timedelta(seconds=1):
-            raise ValueError("expected one second or more")
-        return value
-
-    @field_validator("health_start_period")
-    @classmethod
-    def _no_negative_start(cls, value: timedelta) -> timedelta:
-        if value < timedelta(0):
-            raise ValueError("a duration cannot be negative")
-        return value
 
     @property
     def databases(self) -> dict[str, Database]:

@@ -17,7 +17,8 @@ def container(host: Any, project: str, service: str) -> dict[str, Any]:
         AssertionError: the engine does not answer, or there is not exactly one.
     """
     found = host.run(
-        f"docker ps --all --quiet --filter label={LABEL}.project={project} --filter label={LABEL}.service={service}"
+        f"docker ps --all --quiet --filter label={LABEL}.project={project} --filter label={LABEL}.service={service} "
+        f"--filter label={LABEL}.oneoff=False"
     )
     if found.rc != 0:
         raise AssertionError(f"docker does not answer: {found.stderr.strip()}")

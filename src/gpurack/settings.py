@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +49,25 @@ MirrorUrl = Annotated[str, AfterValidator(_mirror_url)]
 
 SHARED_BLOCKS: Mapping[str, type[BaseModel]] = {"images": ImageSource, "bundle": BundleSettings}
 """Settings at an inventory's top level that several roles have as a field: name -> model."""
+
+
+def _second_or_more(value: timedelta) -> timedelta:
+    if value < timedelta(seconds=1):
+        raise ValueError("expected one second or more")
+    return value
+
+
+def _not_negative(value: timedelta) -> timedelta:
+    if value < timedelta(0):
+        raise ValueError("a duration cannot be negative")
+    return value
+
+
+Seconds = Annotated[timedelta, AfterValidator(_second_or_more)]
+"""A duration that Compose and programs take in whole seconds: one at least."""
+
+Duration = Annotated[timedelta, AfterValidator(_not_negative)]
+"""A duration that may be nothing."""
 
 
 class RoleSettings(BaseModel):
