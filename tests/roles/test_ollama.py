@@ -139,7 +139,8 @@ def test_the_service_outlives_a_restart_of_the_daemon(site: Any, machine: Any) -
 
 def test_a_moved_data_root_brings_image_and_service_along(site: Any, machine: Any) -> None:
     site.settings["docker"] = {"data_root": "/var/lib/docker/moved"}
-    assert changed(site.run("docker", "ollama"), machine) == 3
+    # The configuration, the image, the network, and the project.
+    assert changed(site.run("docker", "ollama"), machine) == 4
     site.assert_controls("docker", machine)
     site.assert_controls("ollama", machine)
 
