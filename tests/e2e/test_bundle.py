@@ -57,7 +57,7 @@ def site(machine: Any, site_for: Any, model: str) -> Any:
     """Return a site of a host without a way out, its settings those of a small site."""
     network.isolate(machine.name)
     ask = (
-        "timeout 3 getent hosts deb.debian.org || timeout 3 curl -s --connect-timeout 2 http://1.1.1.1/ || echo cut off"
+        "timeout 3 getent hosts deb.debian.org || timeout 3 curl -s --connect-timeout 2 http://192.0.2.1/ || echo cut off"
     )
     assert machine.ssh(ask).stdout.strip() == "cut off"
     key = machine.key.with_suffix(".pub").read_text().strip()
