@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 
 from gpurack.lab import network, tinymodel
+from gpurack.lab.anythingllm_double import archive as anythingllm_archive
 from gpurack.lab.ollama_double import archive
 from gpurack.lab.rootfs import CACHE
+from tests.testbed.anythingllm import ask, base_settings
 from tests.testbed.site import ROOT
 
 pytestmark = pytest.mark.host
 
 GPURACK = str(Path(sys.executable).with_name("gpurack"))
-ROLES = ("base", "users", "sshd", "docker", "ollama", "ollama_models")
+ROLES = ("base", "users", "sshd", "docker", "ollama", "ollama_models", "anythingllm")
 
 
 @pytest.fixture(scope="module", params=["trixie"])
@@ -53,13 +55,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def site(machine: Any, site_for: Any, model: str) -> Any:
+def site(machine: Any, site_for: Any, model: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a site of a host without a way out, its settings those of a small site."""
     network.isolate(machine.name)
-    ask = (
-        "timeout 3 getent hosts deb.debian.org || timeout 3 curl -s --connect-timeout 2 http://192.0.2.1/ || echo cut off"
-    )
-    assert machine.ssh(ask).stdout.strip() == "cut off"
+    look = "timeout 3 getent hosts deb.debian.org || timeout 3 curl -s http://192.0.2.1/ || echo cut off"
+    assert machine.ssh(look).stdout.strip() == "cut off"
     key = machine.key.with_suffix(".pub").read_text().strip()
     return site_for(
         machine,
@@ -70,7 +70,12 @@ def site(machine: Any, site_for: Any, model: str) -> Any:
             "docker": {},
             "ollama": {"accelerator": "cpu", "health_interval": "PT1S", "ready_timeout": "PT40S"},
             "ollama_models": {"models": {model: {"preload": True}}, "disk_reserve_gib": 0},
-            "images": {"archives": {"ollama": str(archive(engine=True))}},
+            "anythingllm": {
+                **base_settings(tmp_path_factory.mktemp("secrets")),
+                "model": model,
+                "workspaces": {"legal": {}},
+            },
+            "images": {"archives": {"ollama": str(archive(engine=True)), "anythingllm": str(anythingllm_archive())}},
         },
     )
 
@@ -141,6 +146,8 @@ def test_models_of_the_bundle_are_in_the_server_s_store(machine: Any, bundle: Pa
     body = json.dumps({"model": model, "prompt": "hello", "stream": False, "options": {"num_predict": 4}})
     answer = json.loads(machine.ssh(f"curl -s http://127.0.0.1:11434/api/generate -d '{body}'").stdout)
     assert answer.get("eval_count"), answer
+    chat = ask(machine, "POST", "/api/v1/workspace/legal/chat", {"message": "Who answers?"})
+    assert chat["textResponse"] and not chat["error"], chat
 
 
 def test_apt_on_the_host_trusts_the_bundle_s_key_alone(site: Any, machine: Any) -> None:
