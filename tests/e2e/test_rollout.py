@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from gpurack.lab import Machine, tinymodel
+from gpurack.lab.anythingllm_double import archive as anythingllm_archive
 from gpurack.lab.ollama_double import VERSION, archive
 from gpurack.rollout.restore_point import MODELS, POINT
+from tests.testbed.anythingllm import ask, base_settings, rows
 from tests.testbed.site import ROOT, Site
 
 pytestmark = pytest.mark.host
@@ -28,6 +30,7 @@ SERVER = {
 }
 SLOW_SECONDS = "4"
 LIMITS = {"first_token_ms": 3000, "tokens_per_second": 1}
+ROLES = ("docker", "ollama", "ollama_models", "anythingllm")
 ID = "docker container inspect --format '{{.Image}}' ollama-ollama-1"
 
 
@@ -44,15 +47,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def images(**faults: str) -> dict[str, Any]:
-    return {"archives": {"ollama": str(archive(VERSION, engine=True, environment=faults))}}
+    ollama = archive(VERSION, engine=True, environment=faults)
+    return {"archives": {"ollama": str(ollama), "anythingllm": str(anythingllm_archive())}}
 
 
 @pytest.fixture(scope="module")
-def site(hosts: list[Machine], site_for: Callable[..., Site], weights: dict[str, str]) -> Site:
-    """Return two hosts that serve one model."""
+def site(
+    hosts: list[Machine],
+    site_for: Callable[..., Site],
+    weights: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Site:
+    """Return two hosts that serve one model, to one department."""
     models = {"models": {"helpdesk": {"gguf": weights["a"]}}, "acceptance": LIMITS, "disk_reserve_gib": 0}
-    site = site_for(hosts, {"docker": {}, "ollama": dict(SERVER), "ollama_models": models, "images": images()})
-    first = site.run("docker", "ollama", "ollama_models")
+    chat = {
+        **base_settings(tmp_path_factory.mktemp("secrets")),
+        "model": "helpdesk",
+        "workspaces": {"legal": {"model": "helpdesk", "prompt": "Be brief."}},
+    }
+    settings = {"docker": {}, "ollama": dict(SERVER), "ollama_models": models, "anythingllm": chat, "images": images()}
+    site = site_for(hosts, settings)
+    first = site.run(*ROLES)
     assert first.ok, first.output
     return site
 
@@ -67,7 +82,7 @@ def settings(site: Site) -> Any:
 
 
 def command(site: Site, *arguments: str) -> list[str]:
-    deploys = [f"deploys/{role}.py" for role in ("docker", "ollama", "ollama_models")]
+    deploys = [f"deploys/{role}.py" for role in ROLES]
     program = str(Path(sys.executable).with_name("gpurack"))
     return [program, "rollout", str(site.inventory()), *deploys, "-y", *arguments]
 
@@ -119,7 +134,7 @@ def test_a_change_that_holds_reaches_every_host(site: Site, hosts: list[Machine]
         assert len(given) == 6 and all(answer["text"] and not answer["error"] for answer in given)
         assert all(answer["tokens_per_second"] > 0 for answer in given)
     assert all(models_of(host) == {"helpdesk:latest", "search:latest"} and nothing_is_left(host) for host in hosts)
-    again = site.run("docker", "ollama", "ollama_models")
+    again = site.run(*ROLES)
     assert again.ok and not any(again.changed.values()), again.output
     del site.settings["ollama_models"]["models"]["search"]
     site.settings["ollama_models"]["remove_unlisted"] = True
@@ -134,6 +149,12 @@ def test_slow_canary_is_put_back_with_the_model_it_lost(
     before = state_of(canary), state_of(other)
     site.settings["images"] = images(OLLAMA_DOUBLE_SLOW=SLOW_SECONDS)
     site.settings["ollama_models"] |= {"models": {"search": {"gguf": weights["b"]}}, "remove_unlisted": True}
+    site.settings["anythingllm"] |= {
+        "model": "search",
+        "workspaces": {"legal": {"model": "search", "prompt": "Be long."}},
+    }
+    said = ask(canary, "POST", "/api/v1/workspace/legal/chat", {"message": "Before?"})
+    assert said["textResponse"], said
     done = rollout(site)
     assert done.returncode == 1, done.stdout
     assert "search:latest: first token after" in done.stdout and "the limit is 3000 ms" in done.stdout, done.stdout
@@ -142,6 +163,12 @@ def test_slow_canary_is_put_back_with_the_model_it_lost(
     assert image == before[0][0] and "helpdesk:latest" in models and answers(canary, "helpdesk")
     assert models == before[0][1] and state_of(other) == before[1]
     assert nothing_is_left(canary)
+    # The department is answered by the model it had, and what it had said is there.
+    told = rows(canary, "SELECT chatModel, openAiPrompt FROM workspaces WHERE slug = 'legal'")
+    assert told == "helpdesk|Be brief."
+    said = ask(canary, "POST", "/api/v1/workspace/legal/chat", {"message": "After?"})
+    assert said["textResponse"] and not said["error"], said
+    assert rows(canary, "SELECT count(*) FROM workspace_chats") == "2"
 
 
 def test_server_that_does_not_come_up_is_put_back(site: Site, hosts: list[Machine]) -> None:
