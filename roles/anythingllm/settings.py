@@ -16,6 +16,7 @@ from gpurack.images import ImageSource
 from gpurack.names import nearest
 from gpurack.ollama.names import ModelName
 from gpurack.secrets import Secret, SecretError, Shape
+from gpurack.service import Publish
 from gpurack.settings import Duration, Location, RoleSettings, Seconds
 from roles.anythingllm.accounts import Account, Administrator, Slug, Username, Workspace
 from roles.ollama.settings import Directory
@@ -243,16 +244,12 @@ class AnythingllmSettings(RoleSettings):
     @property
     def publish(self) -> str:
         """Address and port on the host, IPv6 in brackets."""
-        address = self.publish_address
-        host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
-        return f"{host}:{self.publish_port}"
+        return str(Publish(address=self.publish_address, port=self.publish_port))
 
     @property
     def local_url(self) -> str:
         """Where the host itself reaches the API."""
-        any_address = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - not bound here
-        host = self.publish.rpartition(":")[0]
-        return f"http://{any_address.get(host, host)}:{self.publish_port}"
+        return f"http://{Publish(address=self.publish_address, port=self.publish_port).local}"
 
     @property
     def storage(self) -> str:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gpurack.bundle.settings import BundleSettings
 from gpurack.images import ImageSource
+from gpurack.service import Publish
 from gpurack.settings import Duration, Location, RoleSettings, Seconds
 
 SYSTEM_DIRECTORIES = frozenset(
@@ -126,14 +127,17 @@ class OllamaSettings(RoleSettings):
     @property
     def publish(self) -> str:
         """Address and port of the API on the host, IPv6 in brackets."""
-        address = self.publish_address
-        host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
-        return f"{host}:{self.publish_port}"
+        return str(Publish(address=self.publish_address, port=self.publish_port))
+
+    @property
+    def local_address(self) -> str:
+        """Address and port of the API for programs on the host itself."""
+        return Publish(address=self.publish_address, port=self.publish_port).local
 
     @property
     def url(self) -> str:
         """URL of the API for programs on the host itself."""
-        return "http://" + self.publish.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104
+        return f"http://{self.local_address}"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -28,7 +28,7 @@ def ollama_models(settings: OllamaModelsSettings) -> None:
     server = settings_for(host, OllamaSettings)
     unfit = capacity.obstacles(host, settings, server)
     models, gone = wanted(settings), absent(settings)
-    address, directory = server.url.removeprefix("http://"), server.models_dir
+    address, directory = server.local_address, server.models_dir
     found = host.get_fact(Models, address=address, directory=directory)
     needed = plan.pulls(models, found)
     served = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,8 +31,17 @@ class Publish(BaseModel):
     port: int = Field(ge=1, le=65535, description="Port of the host")
 
     def __str__(self) -> str:
-        shown = f"[{self.address}]" if isinstance(self.address, IPv6Address) else str(self.address)
-        return f"{shown}:{self.port}"
+        return _with_port(self.address, self.port)
+
+    @property
+    def local(self) -> str:
+        """Where programs on the host itself reach it, address and port."""
+        loopback = ip_address("::1" if self.address.version == 6 else "127.0.0.1")
+        return _with_port(loopback if self.address.is_unspecified else self.address, self.port)
+
+
+def _with_port(address: IPv4Address | IPv6Address, port: int) -> str:
+    return f"[{address}]:{port}" if isinstance(address, IPv6Address) else f"{address}:{port}"
 
 
 @dataclass(frozen=True)

@@ -203,3 +203,16 @@ def test_replaced_archive_is_read_anew(archive: Path) -> None:
     manifest = [{"Config": "d" * 64 + ".json", "RepoTags": [REFERENCE, "other:1"]}]
     archive_at(archive, {"manifest.json": manifest})
     assert imagearchive.read(archive).ids(REFERENCE) == {"sha256:" + "d" * 64}
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434"),  # noqa: S104 - not bound here
+        ("::", "http://[::1]:11434"),
+        ("fd00::5", "http://[fd00::5]:11434"),
+        ("10.0.0.0", "http://10.0.0.0:11434"),  # ends like the address of everywhere
+    ],
+)
+def test_the_host_itself_asks_where_the_api_listens(address: str, local: str) -> None:
+    assert OllamaSettings(publish_address=address).url == local

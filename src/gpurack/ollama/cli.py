@@ -112,7 +112,7 @@ def _settings(host: Host) -> tuple[Any, Any]:
 
 
 def _found(host: Host, server: Any) -> Found:
-    address = server.url.removeprefix("http://")
+    address = server.local_address
     found = read(host, Models, address=address, directory=server.models_dir)
     if not found.up:
         raise HostError(f"Ollama does not answer at {address}")
@@ -152,7 +152,7 @@ def _loaded(memory: plan.Loaded | None) -> str:
 
 def _damage(host: Host) -> list[str]:
     server, _ = _settings(host)
-    found = read(host, Models, address=server.url.removeprefix("http://"), directory=server.models_dir)
+    found = read(host, Models, address=server.local_address, directory=server.models_dir)
     actual = read(host, BlobDigests, timeout_seconds=VERIFY_SECONDS, directory=server.models_dir)
     return list(damage(host.name, found, actual, server.models_dir))
 
