@@ -16,6 +16,7 @@ from gpurack.facts.docker import ImageId
 from gpurack.operations import anythingllm as operations
 from gpurack.operations import compose, docker, packages, secretfile
 from gpurack.operations.secretfile import Content
+from gpurack.service import env_file
 from roles.anythingllm.settings import PACKAGES, AnythingllmSettings
 
 SECRETS = f"{compose.ROOT}/anythingllm/.env"
@@ -49,7 +50,7 @@ def anythingllm(settings: AnythingllmSettings) -> None:
     secretfile.put(
         name="Put the server's secrets",
         dest=SECRETS,
-        content="".join(f"{name}='{value}'\n" for name, value in secrets.items()),
+        content=env_file(secrets),
     )
     operations.release(
         name="Run the project",

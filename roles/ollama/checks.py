@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpurack import containers, imagearchive
+from gpurack import containers
 from gpurack.controls import NotApplicable, control
 from gpurack.gpu.evidence import daemon_mode
 from gpurack.gpu.runtime import reservation
-from gpurack.operations.docker import NETWORK
 from roles.ollama.settings import OllamaSettings
 
 
@@ -43,15 +42,9 @@ def test_api_answers(host: Any, settings: OllamaSettings) -> None:
 @control("OLLA-03", "The container runs the pinned image", severity="high")
 def test_image_is_pinned(host: Any, settings: OllamaSettings) -> None:
     """A moved tag or a container left from before is another program than the one that was approved."""
-    container = _container(host)
-    reference, wanted = container["Config"]["Image"], settings.images.reference("ollama")
-    assert reference == wanted, f"the container was made from {reference}, not {wanted}"
-    image = host.run("docker image inspect --format '{{.Id}}' %s", wanted)
-    assert image.rc == 0, f"image {wanted} is not on the host"
-    assert container["Image"] == image.stdout.strip(), "the container runs an older image of the same name"
-    if archive := settings.images.archive("ollama"):
-        ids = imagearchive.read(archive).ids(wanted)
-        assert container["Image"] in ids, f"the image is not the one in {archive.name}"
+    images = settings.images
+    problem = containers.image_problem(host, _container(host), images.reference("ollama"), images.archive("ollama"))
+    assert not problem, f"the container {problem}"
 
 
 @control(
@@ -161,7 +154,5 @@ def test_compose_file(host: Any, settings: OllamaSettings) -> None:
 @control("OLLA-11", "Other services of the host reach the server by name", severity="high")
 def test_network(host: Any, settings: OllamaSettings) -> None:
     """AnythingLLM and the gateway ask http://ollama:11434 over Docker's network, not over the published port."""
-    networks = _container(host)["NetworkSettings"]["Networks"]
-    assert NETWORK in networks, f"the container is on {', '.join(networks) or 'no network'}, not on {NETWORK}"
-    aliases = networks[NETWORK].get("Aliases") or []
-    assert "ollama" in aliases, f"its names on {NETWORK} are {', '.join(aliases)}, without ollama"
+    problem = containers.network_problem(_container(host), "ollama")
+    assert not problem, f"the container {problem}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from gpurack import imagearchive
 from gpurack.operations.docker import NETWORK
 
 LABEL = "com.docker.compose"
@@ -41,15 +43,26 @@ def health_problem(item: dict[str, Any]) -> str:
     return "" if policy == "unless-stopped" else f"has the restart policy {policy or 'no'}: a reboot may leave it down"
 
 
-def image_problem(host: Any, item: dict[str, Any], reference: str) -> str:
-    """Return how a container's image differs from the one of the settings; empty if it does not."""
+def image_problem(host: Any, item: dict[str, Any], reference: str, archive: Path | None = None) -> str:
+    """Return how a container's image differs from the one of the settings; empty if it does not.
+
+    Args:
+        host: the host.
+        item: the container.
+        reference: name of the image.
+        archive: archive it has to be from; None where it is from a registry, or its archive is not compared.
+    """
     made_from = item["Config"]["Image"]
     if made_from != reference:
         return f"was made from {made_from}, not {reference}"
     image = host.run("docker image inspect --format '{{.Id}}' %s", reference)
     if image.rc != 0:
         return f"runs {reference}, which is not on the host any more"
-    return "" if item["Image"] == image.stdout.strip() else "runs an older image of the same name"
+    if item["Image"] != image.stdout.strip():
+        return "runs an older image of the same name"
+    if archive and item["Image"] not in imagearchive.read(archive).ids(reference):
+        return f"runs another image than the one in {archive.name}"
+    return ""
 
 
 def published(item: dict[str, Any]) -> set[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CACHE = Path("/var/cache/gpurack-lab")
+from gpurack.lab.rootfs import CACHE
+
 DOUBLES = Path(__file__).resolve().parents[3] / "tests" / "doubles"
 SUITE = "trixie"
 EPOCH = 1735689600  # 2025-01-01: fixed times make the same recipe the same image

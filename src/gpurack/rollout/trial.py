@@ -62,6 +62,7 @@ def try_host(host: Host, before: Mapping[str, str]) -> Verdict:
         before: the controls that did not hold before the roll-out, with what they said; what they still say is no
             fault of it.
     """
+    limits = _limits(host)
     try:
         found = [
             f"{control}: {text} (not so before)"
@@ -69,10 +70,9 @@ def try_host(host: Host, before: Mapping[str, str]) -> Verdict:
             if before.get(control) != text
         ]
         with connection(host):
-            trials = tuple(_trials(host))
+            trials = tuple(_trials(host, limits))
     except HostError as error:
         return Verdict(host.name, failures=(str(error),))
-    limits = _limits(host)
     failures = [failure for trial in trials for failure in trial.failures(limits[trial.model])]
     return Verdict(host.name, trials, (*failures, *found))
 
@@ -82,11 +82,10 @@ def _limits(host: Host) -> dict[str, Acceptance]:
     return {name: model.acceptance or settings.acceptance for name, model in settings.models.items()}
 
 
-def _trials(host: Host) -> Iterator[Trial]:
+def _trials(host: Host, limits: Mapping[str, Acceptance]) -> Iterator[Trial]:
     server, models = settings_of(host, "ollama"), settings_of(host, "ollama_models")
     if not (server.enabled and models.enabled):
         return
-    limits = _limits(host)
     for name, model in models.models.items():
         if model.present:
             yield Trial(host.name, name, tuple(_answers(host, server.url, name, limits[name])))
